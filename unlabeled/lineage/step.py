@@ -1,0 +1,118 @@
+"""One step of the pipeline: it proves its inputs, runs, and signs its outputs.
+
+Every artifact carries, as metadata, its digest and the record of the step that made it. So the chain of a run
+(which bytes went into what) travels with the artifacts themselves, on one machine and on a cluster.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from unlabeled import progress
+from unlabeled.errors import CheckFailed, InputError
+from unlabeled.lineage.digest import code_digest, tree_digest
+
+DIGEST, STEP = "digest", "step"
+
+
+class ArtifactLike(Protocol):
+    """What a step needs of an artifact; KFP's artifacts fit."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+@dataclass
+class Artifact:
+    """An artifact outside KFP: a file or folder and its metadata."""
+
+    path: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def step(
+    name: str,
+    inputs: Mapping[str, ArtifactLike | Sequence[ArtifactLike]],
+    outputs: Mapping[str, ArtifactLike],
+    expected_code: str = "",
+    metrics: ArtifactLike | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Run the body as the step `name`.
+
+    Args:
+        name: `ingest`, `pretrain/simclr`, …
+        inputs: artifacts read; one that carries a digest is hashed again and must match it.
+        outputs: artifacts that the body writes; their metadata receive `digest` and `step`.
+        expected_code: digest of the code that the run was started with; another one here is refused.
+        metrics: a KFP metrics artifact, filled with the numbers of the result.
+
+    Yields:
+        A dict, empty, for the body to fill with the step's results (JSON values).
+
+    Raises:
+        CheckFailed: an input's bytes are not those that its maker signed.
+        InputError: the code here is not the code that the run was started with.
+    """
+    with progress.current_step(name):
+        progress.emit("start")
+        started, result = time.time(), dict[str, Any]()
+        try:
+            if expected_code and expected_code != code_digest():
+                raise InputError(
+                    f"step {name}: the code here has digest {code_digest()[:12]}, the run was started with "
+                    f"{expected_code[:12]}; run the image that was built from that code, or start a new run"
+                )
+            input_digests = {key: _digests(name, key, value) for key, value in inputs.items()}
+            body_started = time.perf_counter()
+            yield result
+            seconds = time.perf_counter() - body_started
+            record = {
+                "name": name,
+                "started": started,
+                "ended": time.time(),
+                "seconds": seconds,
+                "cpu_seconds": time.process_time(),
+                "inputs": input_digests,
+                "outputs": {key: tree_digest(output.path) for key, output in outputs.items()},
+                "metrics": result,
+            }
+            for key, output in outputs.items():
+                output.metadata[DIGEST] = record["outputs"][key]
+                output.metadata[STEP] = json.dumps(record)
+            if metrics is not None:
+                _fill_metrics(metrics, result)
+        except BaseException as error:
+            kind = {InputError: "input", CheckFailed: "check"}.get(type(error), "error")
+            progress.emit("fail", kind=kind, message=str(error) or type(error).__name__)
+            raise
+        progress.emit("end", seconds=seconds, metrics=result)
+
+
+def _digests(step_name: str, key: str, artifacts: ArtifactLike | Sequence[ArtifactLike]) -> str | list[str]:
+    if isinstance(artifacts, Sequence):
+        return [_digests(step_name, key, artifact) for artifact in artifacts]  # type: ignore[misc]
+    digest, signed = tree_digest(artifacts.path), artifacts.metadata.get(DIGEST)
+    if signed and signed != digest:
+        raise CheckFailed(
+            f"step {step_name}: input {key} has digest {digest[:12]}, its maker signed {signed[:12]}: the bytes at "
+            f"{artifacts.path} were changed; remove that folder and run again"
+        )
+    return digest
+
+
+def _fill_metrics(metrics: ArtifactLike, result: Mapping[str, Any]) -> None:
+    metrics.metadata.update({key: value for key, value in result.items() if isinstance(value, int | float)})
+    # KFP's cache takes a metrics artifact for lost when no file lies at its path.
+    os.makedirs(Path(metrics.path).parent, exist_ok=True)
+    Path(metrics.path).write_text(json.dumps(result, sort_keys=True))
+
+
+def step_record(artifact: ArtifactLike) -> dict[str, Any]:
+    """Return the record of the step that made `artifact`."""
+    return json.loads(artifact.metadata[STEP])

@@ -1,0 +1,182 @@
+"""The parameters of a run: typed, documented, validated. `params.yaml` holds the profiles."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unlabeled.errors import InputError
+
+
+class Section(BaseModel):
+    """A group of parameters: unknown keys are refused, values never change. KFP turns integers into floats; they turn back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Ingest(Section):
+    """How a source becomes an image table."""
+
+    image_size: int = Field(32, ge=4, le=1024, description="side in pixels that images of a folder are brought to")
+    channels: Literal["auto", "gray", "rgb"] = Field("auto", description="auto: gray when every image is gray")
+    test_share: float = Field(0.2, gt=0, lt=1, description="share held out when the source has no test split")
+    max_broken_share: float = Field(0.01, ge=0, le=1, description="more broken files than this stop the run")
+    max_pixels: int = Field(64_000_000, ge=1, description="a larger image is broken: a decompression bomb")
+    shard_images: int = Field(50_000, ge=1, description="images per shard of the table")
+
+
+class Validation(Section):
+    """Bounds that the image table must keep."""
+
+    min_images: int = Field(50, ge=1, description="images in each split, at least")
+    min_class_balance: float = Field(0.05, ge=0, le=1, description="rarest class over the most frequent, in train")
+    max_exact_duplicates: float = Field(0.02, ge=0, le=1, description="share of images equal to an earlier one")
+    max_near_duplicates: float = Field(0.05, ge=0, le=1, description="share of images nearly equal to an earlier one")
+    max_leakage: float = Field(0.0, ge=0, le=1, description="share of test images that also stand in train")
+    max_constant: float = Field(0.001, ge=0, le=1, description="share of images of a single colour")
+    max_drift: float = Field(0.1, ge=0, le=1, description="Kolmogorov-Smirnov distance of mean, std, entropy to the reference")
+
+
+class Encoder(Section):
+    """The network that every learning signal trains."""
+
+    name: Literal["small_resnet", "resnet18"] = Field("small_resnet", description="architecture")
+    width: int = Field(64, ge=4, le=1024, description="channels of the first block of the small ResNet; the second has twice as many")
+    pool: int = Field(2, ge=1, le=8, description="the last map is averaged to pool x pool before it is flattened")
+
+
+class Training(Section):
+    """The one training loop."""
+
+    steps: int = Field(0, ge=0, description="optimizer steps; 0: as many as epochs make")
+    epochs: float = Field(10, gt=0, description="passes over the train split, when steps is 0")
+    batch_size: int = Field(256, ge=2, description="images per step, over all processes")
+    optimizer: Literal["adamw", "sgd", "lars"] = Field("adamw", description="optimizer")
+    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="not applied to biases and normalisation")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with linearly rising rate")
+    schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="linear: constant, then linear cool-down")
+    cooldown_share: float = Field(0.3, ge=0, le=1, description="share of the steps of the linear cool-down")
+    gradient_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast on GPU")
+    channels_last: bool = Field(True, description="memory format of images and weights")
+    compile: Literal["auto", "yes", "no"] = Field("auto", description="torch.compile; auto: when the run is long enough to pay for it")
+    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    log_every: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")
+    threads: int = Field(0, ge=0, description="CPU threads of each step; 0: the cores here over the methods in parallel")
+
+
+class SelfLabel(Section):
+    """Clustering of the train split."""
+
+    clusters: int = Field(0, ge=0, description="number of clusters; 0: the number of classes, 10 where there are none")
+    restarts: int = Field(10, ge=1, description="k-means runs; the one of lowest inertia is kept")
+    iterations: int = Field(100, ge=1, description="k-means iterations, at most")
+
+
+class Evaluation(Section):
+    """Probes of the frozen features."""
+
+    neighbours: int = Field(20, ge=1, description="k of weighted kNN")
+    temperature: float = Field(0.07, gt=0, description="temperature of weighted kNN")
+    held_out_share: float = Field(0.1, gt=0, lt=1, description="share of train held out to select and to tune")
+    linear_iterations: int = Field(200, ge=1, description="L-BFGS iterations of the linear probe, at most")
+
+
+class Finetuning(Section):
+    """Classifiers from few and from all labels."""
+
+    label_shares: tuple[float, ...] = Field((0.01, 0.1, 1.0), description="shares of the train labels, nested; the last one is served")
+    steps: int = Field(300, ge=1, description="optimizer steps of each fine-tuning")
+    batch_size: int = Field(256, ge=2, description="images per step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head; the encoder's is a tenth")
+    weight_decay: float = Field(1e-4, ge=0, description="not applied to biases and normalisation")
+
+
+class Export(Section):
+    """What is served."""
+
+    tolerance: float = Field(1e-5, gt=0, description="largest difference of probabilities from torch to ONNX to Triton")
+    max_batch_size: int = Field(64, ge=1, description="largest batch that Triton forms")
+    instances: int = Field(0, ge=0, description="model instances in Triton; 0: left to the server")
+    index_images: int = Field(10_000, ge=1, description="training images that nearest-image answers choose from")
+
+
+class Parameters(Section):
+    """All parameters of a run."""
+
+    data: str = Field("fashion-mnist", min_length=1, description="a name in data.dvc, `digits`, a folder, IDX files or an npz file")
+    methods: tuple[str, ...] = Field(("simclr", "autoencoder"), min_length=1, description="learning signals to compare")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
+    ingest: Ingest = Ingest()
+    validation: Validation = Validation()
+    encoder: Encoder = Encoder()
+    training: Training = Training()
+    pretrain: dict[str, dict[str, Any]] = Field({}, description="settings of a method by its name; `training` in it overrides the above")
+    self_label: SelfLabel = SelfLabel()
+    evaluation: Evaluation = Evaluation()
+    finetuning: Finetuning = Finetuning()
+    export: Export = Export()
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return a hint `; did you mean 'x'?`, or the valid names where none is near."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; valid: {', '.join(sorted(names))}"
+
+
+def validated(model: type[BaseModel], values: Any, where: str = "") -> Any:
+    """Return `values` as the given model.
+
+    Raises:
+        InputError: a key is unknown (with the nearest valid one) or a value is wrong, by its dotted path.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as errors:
+        error = errors.errors()[0]
+        path = ".".join(str(part) for part in (where, *error["loc"]) if part != "")
+        if error["type"] == "extra_forbidden":
+            raise InputError(f"unknown parameter {path}{nearest(str(error['loc'][-1]), _fields(model, error['loc'][:-1]))}") from None
+        raise InputError(f"parameter {path}: {error['msg'].lower()} (got {error['input']!r})") from None
+
+
+def _fields(model: Any, path: Sequence[Any]) -> list[str]:
+    for part in path:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def load_parameters(file: Path, profile: str, overrides: Mapping[str, Any] | None = None) -> Parameters:
+    """Read a profile of `params.yaml` and lay overrides over it.
+
+    Args:
+        file: a YAML file {profile: {section: {key: value}}}.
+        profile: name of the profile.
+        overrides: values by dotted path, as `{"training.epochs": 3}`; a string is read as YAML.
+
+    Raises:
+        InputError: the file or profile is missing, or a parameter is unknown or wrong.
+    """
+    try:
+        profiles = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the parameters {file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(profiles, dict) or profile not in profiles:
+        names = list(profiles) if isinstance(profiles, dict) else []
+        raise InputError(f"no profile '{profile}' in {file}{nearest(profile, names)}")
+    values = profiles[profile] or {}
+    for path, value in (overrides or {}).items():
+        *sections, key = path.split(".")
+        section = values
+        for part in sections:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise InputError(f"unknown parameter {path}: {part} is a value, not a section")
+        section[key] = yaml.safe_load(value) if isinstance(value, str) and key != "data" else value
+    return validated(Parameters, values)

@@ -1,0 +1,50 @@
+"""Progress of long steps, as JSON lines in the file named by the environment variable UNLABELED_PROGRESS.
+
+The process that started the pipeline reads the file and draws it. Without the variable nothing is written.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+VARIABLE = "UNLABELED_PROGRESS"
+_step: ContextVar[str] = ContextVar("step", default="")
+_last_report = 0.0
+
+
+def emit(event: str, **fields: Any) -> None:
+    """Append one event (`start`, `progress`, `end`, `fail`) of the current step."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return
+    line = json.dumps({"time": time.time(), "step": _step.get(), "event": event, **fields}) + "\n"
+    # One write of a short line with O_APPEND: lines of parallel steps never interleave.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def report(done: int, total: int, unit: str = "", **values: float) -> None:
+    """Tell how far the current step is (`done` of `total` units) and its current values, five times a second at most."""
+    global _last_report
+    now = time.monotonic()
+    if done < total and now - _last_report < 0.2:
+        return
+    _last_report = now
+    emit("progress", done=done, total=total, unit=unit, values=values)
+
+
+@contextmanager
+def current_step(name: str) -> Iterator[None]:
+    """Name the step that the events of this process belong to."""
+    token = _step.set(name)
+    try:
+        yield
+    finally:
+        _step.reset(token)
