@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 VARIABLE = "UNLABELED_PROGRESS"
@@ -38,6 +39,20 @@ def report(done: int, total: int, unit: str = "", **values: float) -> None:
         return
     _last_report = now
     emit("progress", done=done, total=total, unit=unit, values=values)
+
+
+def read(path: Path | str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Return the events of a progress file from a byte offset on, and the offset to go on from.
+
+    A line that is still being written is left for the next call; a missing file has no events.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+    except FileNotFoundError:
+        return [], offset
+    return [json.loads(line) for line in whole.splitlines()], offset + len(whole) + len(newline)
 
 
 @contextmanager

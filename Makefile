@@ -1,0 +1,49 @@
+# make run: everything set up, then the whole pipeline on Fashion-MNIST.   make test: everything set up, then the tests.
+
+PYTHON ?= python3
+PIP = -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+
+.PHONY: run test test-fast bench lint lock setup clean
+
+run: .venv/ready .venv-triton/ready
+	.venv/bin/unlabeled run --profile cpu
+
+test: .venv/test-ready .venv-triton/ready
+	.venv/bin/python -m pytest -q
+
+test-fast: .venv/test-ready .venv-triton/ready
+	.venv/bin/python -m pytest -q -m "not slow"
+
+bench: .venv/test-ready .venv-triton/ready
+	.venv/bin/unlabeled bench
+
+lint: .venv/test-ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+setup: .venv/ready .venv-triton/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/test-ready: .venv/ready requirements-test.lock
+	.venv/bin/python $(PIP) -r requirements-test.lock
+	touch $@
+
+# The Triton server lives apart: what carries it asks for another NumPy than the rest.
+.venv-triton/ready: requirements-triton.lock
+	test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python $(PIP) -r requirements-triton.lock
+	touch $@
+
+# Exact versions with hashes, from the ranges in pyproject.toml (needs uv).
+lock:
+	uv pip compile pyproject.toml --generate-hashes --python-version 3.11 --no-header --no-annotate -o requirements.lock
+	uv pip compile pyproject.toml --extra test -c requirements.lock --generate-hashes --python-version 3.11 --no-header --no-annotate -o requirements-test.lock
+
+clean:
+	rm -rf .venv .venv-triton workspace .pytest_cache .mypy_cache .ruff_cache *.egg-info

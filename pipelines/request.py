@@ -1,0 +1,68 @@
+"""A run as asked for: the pipeline's arguments, made from parameters, data and code."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from unlabeled.data.sources import data_digest
+from unlabeled.lineage.digest import code_digest, json_digest
+from unlabeled.parameters import Parameters
+from unlabeled.signals import method_settings
+
+SECTIONS = ("ingest", "validation", "encoder", "training", "self_label", "evaluation", "finetuning", "export")
+# kfp.local runs two iterations of a loop at a time, whatever it is told.
+PARALLEL_METHODS = 2
+
+
+def resolve(parameters: Parameters) -> Parameters:
+    """Return the parameters with nothing left open: settings of each method checked, threads counted.
+
+    Raises:
+        InputError: a method or one of its settings is unknown or wrong.
+    """
+    methods = {name: method_settings(name, parameters.pretrain.get(name, {})) for name in parameters.methods}
+    for name in parameters.pretrain.keys() - methods.keys():
+        method_settings(name, parameters.pretrain[name])
+    threads = parameters.training.threads
+    if not threads:
+        threads = max(1, len(os.sched_getaffinity(0)) // min(len(methods), PARALLEL_METHODS))
+    training = parameters.training.model_copy(update={"threads": threads})
+    return parameters.model_copy(update={"pretrain": methods, "training": training})
+
+
+def pipeline_arguments(
+    parameters: Parameters, cache: Path, registry: str, remote: str, reference: str = "", digest: str = ""
+) -> dict[str, Any]:
+    """Return the arguments of `pipelines.training.training`, without `run`, for resolved parameters.
+
+    Args:
+        cache: folder where fetched data is kept.
+        registry, remote: git URL and DVC URL of the registry; empty: the run is not pushed.
+        reference: earlier run that drift is measured against.
+        digest: DVC digest that the data must have; empty: that of the data as it is now.
+    """
+    values = parameters.model_dump(mode="json")
+    return {
+        "source": parameters.data,
+        "data_digest": digest or data_digest(parameters.data, cache),
+        "code_digest": code_digest(),
+        "registry": registry,
+        "remote": remote,
+        "reference": reference,
+        "seed": parameters.seed,
+        "threads": parameters.training.threads,
+        "methods": [{"name": name, **values["pretrain"][name]} for name in parameters.methods],
+        "parameters": values,
+        **{f"{section}_parameters": values[section] for section in SECTIONS},
+    }
+
+
+def request_key(arguments: dict[str, Any]) -> str:
+    """Return the digest that tells whether two requests ask for the same run; the reference run may differ."""
+    return json_digest({key: value for key, value in arguments.items() if key not in ("run", "reference")})
+
+
+def short_name(source: str) -> str:
+    """Return a source's name as it stands in a run's id: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", Path(source).name.lower()).strip("-") or "data"

@@ -1,0 +1,36 @@
+"""Where things lie on this machine: the cache of data and checkpoints, and the threads of a step."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from unlabeled.lineage.digest import json_digest
+
+CACHE = "UNLABELED_CACHE"
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: the environment variable UNLABELED_CACHE, else `~/.cache/unlabeled`."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "unlabeled")
+
+
+def checkpoint_folder(*key: Any) -> Path:
+    """Return the folder of a training's checkpoints; `key` (JSON values) holds all that its result depends on."""
+    return cache_folder() / "checkpoints" / json_digest(key)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run the body with `count` CPU threads in torch, BLAS and OpenMP; 0 leaves them as they are."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        with threadpool_limits(count or None):
+            yield
+    finally:
+        torch.set_num_threads(before)
