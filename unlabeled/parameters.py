@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -89,7 +89,7 @@ class Evaluation(Section):
 class Finetuning(Section):
     """Classifiers from few and from all labels."""
 
-    label_shares: tuple[float, ...] = Field((0.01, 0.1, 1.0), description="shares of the train labels, nested; the last one is served")
+    label_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.01, 0.1, 1.0), min_length=1, description="shares of the train labels, nested; the last one is served")
     steps: int = Field(300, ge=1, description="optimizer steps of each fine-tuning")
     batch_size: int = Field(256, ge=2, description="images per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head; the encoder's is a tenth")
@@ -171,12 +171,23 @@ def load_parameters(file: Path, profile: str, overrides: Mapping[str, Any] | Non
         names = list(profiles) if isinstance(profiles, dict) else []
         raise InputError(f"no profile '{profile}' in {file}{nearest(profile, names)}")
     values = profiles[profile] or {}
+    if not isinstance(values, dict):
+        raise InputError(f"profile '{profile}' in {file} is {values!r}, not a section")
     for path, value in (overrides or {}).items():
-        *sections, key = path.split(".")
-        section = values
-        for part in sections:
-            section = section.setdefault(part, {})
-            if not isinstance(section, dict):
-                raise InputError(f"unknown parameter {path}: {part} is a value, not a section")
-        section[key] = yaml.safe_load(value) if isinstance(value, str) and key != "data" else value
+        _lay(values, path, value)
     return validated(Parameters, values)
+
+
+def _lay(values: dict[str, Any], path: str, value: Any) -> None:
+    *sections, key = path.split(".")
+    for part in sections:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise InputError(f"unknown parameter {path}: {part} is a value, not a section")
+    # A path or name stays the string that it is, `1e3` and `null` too.
+    if isinstance(value, str) and path != "data":
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"parameter {path}: '{value}' is no YAML value") from None
+    values[key] = value

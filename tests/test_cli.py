@@ -1,0 +1,124 @@
+"""The command line as its users meet it: exit codes, one-line errors, one JSON document."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+UNLABELED = Path(sys.executable).with_name("unlabeled")
+
+
+def unlabeled(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [UNLABELED, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=os.environ | environment
+    )
+
+
+def test_help_comes_at_once():
+    before = os.times()
+    result = unlabeled("--help")
+    after = os.times()
+    assert result.returncode == 0
+    for command in ("run", "methods", "runs", "show", "audit", "serve", "predict", "compile", "submit", "schedule", "bench"):
+        assert f" {command} " in result.stdout
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    assert cpu < 0.5
+
+
+def test_help_imports_no_heavy_library():
+    code = (
+        "import sys; from pipelines import cli\n"
+        "heavy = {'torch', 'kfp', 'pandas', 'great_expectations', 'dvc', 'sklearn', 'onnx'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_methods_lists_every_signal_with_family_equation_and_paper():
+    rows = json.loads(unlabeled("methods", "--json").stdout)
+    assert {"simclr", "autoencoder"} <= {row["name"] for row in rows}
+    assert all(row["family"] and row["equation"] and row["paper"] for row in rows)
+
+
+BAD = {
+    "unknown command": (["rum"], "rum"),
+    "unknown option": (["run", "--profil", "smoke"], "--profil"),
+    "unknown profile": (["run", "--profile", "smok"], "did you mean 'smoke'"),
+    "unknown parameter": (["run", "--profile", "smoke", "--set", "training.epoch=1"], "did you mean 'epochs'"),
+    "unknown section": (["run", "--profile", "smoke", "--set", "trainin.epochs=1"], "did you mean 'training'"),
+    "wrong value": (["run", "--profile", "smoke", "--set", "training.batch_size=-4"], "training.batch_size"),
+    "wrong type": (["run", "--profile", "smoke", "--set", "training.learning_rate=fast"], "training.learning_rate"),
+    "no value": (["run", "--profile", "smoke", "--set", "training.epochs"], "write KEY=VALUE"),
+    "no key": (["run", "--profile", "smoke", "--set", "=3"], "write KEY=VALUE"),
+    "negative seed": (["run", "--profile", "smoke", "--seed", "-1"], "seed"),
+    "seed no number": (["run", "--profile", "smoke", "--seed", "one"], "one"),
+    "unknown method": (["run", "--profile", "smoke", "--methods", "simcrl"], "did you mean 'simclr'"),
+    "no method": (["run", "--profile", "smoke", "--methods", ","], "methods"),
+    "unknown method setting": (
+        ["run", "--profile", "smoke", "--set", "pretrain.simclr.temprature=1"],
+        "pretrain.simclr.temprature; did you mean 'temperature'",
+    ),
+    "wrong method setting": (
+        ["run", "--profile", "smoke", "--set", "pretrain.simclr.temperature=hot"],
+        "pretrain.simclr.temperature",
+    ),
+    "wrong training of a method": (
+        ["run", "--profile", "smoke", "--set", "pretrain.simclr.training.batchsize=2"],
+        "pretrain.simclr.training.batchsize; did you mean 'batch_size'",
+    ),
+    "settings of an unknown method": (["run", "--profile", "smoke", "--set", "pretrain.simcler.x=1"], "simcler"),
+    "no such data": (["run", "--profile", "smoke", "--data", "no-such-data"], "no-such-data"),
+    "no such parameter file": (["run", "--parameters", "none.yaml"], "none.yaml"),
+    "workspace is a file": (["run", "--profile", "smoke", "--workspace", "/dev/null"], "/dev/null"),
+    "show without a registry": (["show"], "no registry in workspace"),
+    "audit without a registry": (["audit"], "no registry in workspace"),
+    "runs without a registry": (["runs"], "no registry in workspace"),
+    "serve without a registry": (["serve"], "no registry in workspace"),
+    "predict without a registry": (["predict", "image.png"], "no registry in workspace"),
+    "predict without an image": (["predict"], "IMAGES"),
+    "serve on an impossible port": (["serve", "--http-port", "70000"], "70000"),
+    "compile to no yaml": (["compile", "-o", "pipeline.json"], "pipeline.json"),
+    "submit to nobody": (
+        ["submit", "--host", "http://127.0.0.1:9", "--registry", "x", "--remote", "y", "--profile", "smoke"],
+        "no Kubeflow Pipelines server answers at http://127.0.0.1:9",
+    ),
+    "submit without a host": (["submit"], "--host"),
+    "schedule five fields": (
+        ["schedule", "--host", "http://127.0.0.1:9", "--registry", "x", "--remote", "y", "--cron", "0 3 * * *"],
+        "did you mean '0 0 3 * * *'",
+    ),
+    "validate no table": (["validate", "--table", "none", "-o", "out"], "no such folder"),
+    "pretrain no table": (["pretrain", "simclr", "--table", "none", "-o", "out"], "no such folder"),
+    "evaluate no model": (["evaluate", "--table", ".", "--model", "none", "-o", "out"], "no such folder"),
+    "table is no table": (["validate", "--table", ".", "-o", "out"], "no image table"),
+    "model is no model": (["self-label", "--table", ".", "--model", ".", "-o", "out"], "is no"),
+    "output exists": (["ingest", "--data", "digits", "-o", "."], "exists already"),
+    "unknown benchmark": (["bench", "nothing"], "nothing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_in_one_clear_line_and_code_2(name, tmp_path):
+    arguments, words = BAD[name]
+    result = unlabeled(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert words in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and "registry" not in path.parts]
+    assert left == [], "nothing half-written"
+
+
+def test_one_step_by_hand_is_the_components_step(tmp_path):
+    result = unlabeled("ingest", "--data", "digits", "-o", tmp_path / "table", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "table" / "table.parquet").exists()
+    started = time.time()
+    result = unlabeled("validate", "--table", tmp_path / "table", "-o", tmp_path / "validation", "--profile", "smoke")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "validation" / "validation.json").read_text())["success"]
+    assert time.time() - started < 60
