@@ -1,0 +1,104 @@
+"""Pictures of the report: Matplotlib curves as inline SVG in the page's colours, images as data URIs."""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from PIL import Image
+
+# Matplotlib draws in these; the page's style sheet decides what they look like, in light and in dark.
+INK, MUTED, LINE, ACCENT, WARM = "#010101", "#020202", "#030303", "#040404", "#050505"
+VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", WARM: "--warm"}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.size": 11, "text.color": INK,
+    "axes.edgecolor": LINE, "axes.labelcolor": MUTED, "grid.color": LINE,
+    "xtick.color": LINE, "xtick.labelcolor": MUTED, "ytick.color": LINE, "ytick.labelcolor": MUTED,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
+    "axes.axisbelow": True, "grid.linewidth": 0.6, "figure.constrained_layout.use": True,
+}  # fmt: skip
+
+
+def data_uri(image: np.ndarray, largest: int) -> str:
+    """Return an image, uint8 (C, H, W), C 1 or 3, as a data URI of at most `largest` pixels a side."""
+    picture = Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1))
+    picture.thumbnail((largest, largest))
+    buffer = io.BytesIO()
+    # Small gray images take fewer bytes without loss, others far fewer with it.
+    lossless = len(image) == 1 and max(picture.size) <= 32
+    picture.save(buffer, "WEBP", lossless=lossless, quality=85, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curves(lines: Sequence[Mapping[str, float]], name: str) -> Markup:
+    """Return the loss and the learning rate over the steps of one training, as SVG."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(5.05, 2.9))
+        loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        steps = [line["step"] for line in lines]
+        loss.plot(steps, [line["loss"] for line in lines], color=ACCENT, linewidth=1.6)
+        loss.set_ylabel("loss")
+        rate.fill_between(
+            steps, [line.get("learning_rate", np.nan) for line in lines], color=LINE, linewidth=0
+        )
+        rate.set(ylabel="rate", xlabel="step", yticks=[])
+        rate.grid(False)
+        rate.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _thousands(rate)
+        last = lines[-1]
+        return _svg(figure, f"Training of {name}: loss {last['loss']:.4g} at step {last['step']:.0f}")
+
+
+def efficiency(rows: Sequence[Mapping[str, float]]) -> Markup:
+    """Return test accuracy over the number of labels, as SVG: fine-tuned, linear probe and from scratch."""
+    series = (
+        ("finetuned", "fine-tuned", ACCENT, "o", "-"),
+        ("probe", "linear probe", WARM, "s", "-"),
+        ("scratch", "from scratch", MUTED, "^", "--"),
+    )
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "efficiency"}):
+        figure = Figure(figsize=(5.5, 3.5))
+        axes = figure.subplots()
+        labels = [row["labels"] for row in rows]
+        for key, title, colour, marker, dashes in series:
+            values = [row[key] for row in rows]
+            axes.plot(
+                labels, values, dashes, color=colour, marker=marker, markersize=5, linewidth=1.6, label=title
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(labels, [f"{row['labels']:,}\n{row['share']:.0%}" for row in rows])
+        axes.minorticks_off()
+        axes.set(xlabel="labels used", ylabel="test accuracy")
+        axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(frameon=False, labelcolor=INK)
+        return _svg(figure, "Test accuracy over the number of labels; the numbers are in the table beside it")
+
+
+def _thousands(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _svg(figure: Figure, title: str) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
+    head = f'<svg class="plot" role="img" aria-label="{escape(title)}" width="{width}" '
+    head += f'viewBox="0 0 {width} {height}">'
+    svg = re.sub(r".*?<svg [^>]*>", head, svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    # Ids must be unique in the page: only those that something refers to stay.
+    referred = set(re.findall(r"#([\w-]+)[\")]", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referred else "", svg)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return Markup(re.sub(r"\s*\n\s*", " ", svg))
