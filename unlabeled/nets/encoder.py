@@ -1,4 +1,4 @@
-"""The encoders: images in, features out. Normalisation is inside, so that training and serving cannot differ."""
+"""The encoders: images in, features out. Normalisation is inside: training and serving cannot differ."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -47,10 +47,17 @@ def small_resnet(channels: int, size: int, width: int) -> tuple[nn.Module, int]:
 
 
 def resnet18(channels: int, size: int) -> tuple[nn.Module, int]:
-    """Return torchvision's ResNet-18 up to its last map (512 channels); up to 64 px with SimCLR's 3x3 stem, no max-pool."""
+    """Return torchvision's ResNet-18 up to its last map (512 channels).
+
+    Images of up to 64 px get SimCLR's stem for small images: a 3x3 convolution of stride 1, no max-pool.
+    """
     net = torchvision.models.resnet18(weights=None)
     small = size <= 64
-    stem = nn.Conv2d(channels, 64, 3, 1, 1, bias=False) if small else nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    stem = (
+        nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+        if small
+        else nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    )
     pool = nn.Identity() if small else net.maxpool
     return nn.Sequential(stem, net.bn1, net.relu, pool, net.layer1, net.layer2, net.layer3, net.layer4), 512
 
@@ -67,14 +74,21 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, width: int, pool: int, image_shape: tuple[int, int, int], mean: float, std: float) -> None:
+    def __init__(
+        self, name: str, width: int, pool: int, image_shape: tuple[int, int, int], mean: float, std: float
+    ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
-            "name": name, "width": width, "pool": pool, "image_shape": list(image_shape), "mean": mean, "std": std,
-        }  # fmt: skip
-        self.image_shape = tuple(image_shape)
+            "name": name,
+            "width": width,
+            "pool": pool,
+            "image_shape": list(image_shape),
+            "mean": mean,
+            "std": std,
+        }
+        channels, height, width_pixels = image_shape
+        self.image_shape = channels, height, width_pixels
         self.pool = pool
-        channels, height, _ = image_shape
         if name == "small_resnet":
             self.net, self.map_channels = small_resnet(channels, height, width)
         elif name == "resnet18":
@@ -111,7 +125,7 @@ def _pooling_matrix(n: int, size: int) -> Tensor:
 
 
 def load_encoder(model: Path | str) -> Encoder:
-    """Return the encoder of a model artifact (a folder with `config.json` and `model.safetensors`), in eval mode, on the CPU.
+    """Return the encoder of a model artifact (`config.json`, `model.safetensors`), in eval mode, on the CPU.
 
     Raises:
         InputError: the folder is no model artifact.
@@ -121,5 +135,7 @@ def load_encoder(model: Path | str) -> Encoder:
         raise InputError(f"{folder} is no model: {CONFIG} and {MODEL} belong there")
     encoder = Encoder(**read_json(folder / CONFIG)["encoder"])
     weights = load_file(folder / MODEL)
-    encoder.load_state_dict({key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")})
+    encoder.load_state_dict(
+        {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
+    )
     return encoder.eval()

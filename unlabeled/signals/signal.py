@@ -10,8 +10,8 @@ from unlabeled.nets.encoder import Encoder
 class Signal(nn.Module):
     """A learning signal: one method, one file, a subclass of this.
 
-    The keyword arguments of a subclass's constructor are the method's settings; their annotations and defaults are
-    what `pretrain.<method>.<key>` is validated against.
+    The keyword arguments of a subclass's constructor are the method's settings; their annotations and
+    defaults are what `pretrain.<method>.<key>` is validated against.
     """
 
     family: ClassVar[str]
@@ -40,5 +40,9 @@ class Signal(nn.Module):
         """Update what no gradient updates (EMA teacher, centre, queue) after an optimizer step."""
 
     def picture(self, images: Tensor) -> Tensor | None:
-        """Return what the report shows of this method for a few images: float (rows, columns, C, H, W) in [0, 1], or None."""
+        """Return what the report shows of this method for a few uint8 images (B, C, H, W), or None.
+
+        Returns:
+            float (rows, columns, C, H, W) in [0, 1].
+        """
         return None

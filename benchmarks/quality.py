@@ -1,0 +1,86 @@
+"""What a few core-minutes of pretraining are worth: probes on Fashion-MNIST, one thread.
+
+    python benchmarks/quality.py [--method simclr] [--minutes 6 | --steps N] [--seeds 1] [--json]
+
+A run is a fixed number of steps. `--minutes` makes it as many as fit into that much CPU time, by the speed
+of twenty steps before; the CPU time that they took in the end is measured and printed. Bars for SimCLR
+after 6 core-minutes: linear probe at least 0.885, kNN on standardised features at least 0.875.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlabeled.data.ingest import ingest
+from unlabeled.data.sources import FASHION_MNIST, data_digest, default_cache
+from unlabeled.files import read_json
+from unlabeled.parameters import Encoder, Evaluation, Ingest, Training
+from unlabeled.probes.evaluate import evaluate, evaluate_baselines
+from unlabeled.training.pretrain import pretrain
+
+SCORES = ("knn", "knn_standardised", "linear")
+
+
+def train(table: Path, model: Path, method: str, steps: int, seed: int) -> float:
+    """Pretrain; return the CPU seconds that it took."""
+    training = Training(steps=steps, threads=1, checkpoint_every=steps)
+    with tempfile.TemporaryDirectory() as checkpoints:
+        started = time.process_time()
+        pretrain(table, model, {"name": method}, Encoder(), training, seed, Path(checkpoints))
+        return time.process_time() - started
+
+
+def measure(room: Path, method: str, minutes: float, steps: int, seeds: int) -> list[dict[str, Any]]:
+    """Return a row for each baseline, and one for each seed."""
+    table = room / "table"
+    digest = data_digest(FASHION_MNIST, default_cache())
+    ingest(FASHION_MNIST, digest, table, room / "raw", Ingest())
+    if not steps:
+        speed = (
+            train(table, room / "speed", method, 22, 0) - train(table, room / "start", method, 2, 0)
+        ) / 20
+        steps = int(60 * minutes / speed)
+    evaluate_baselines(table, room / "baselines", Evaluation(), 0)
+    rows = read_json(room / "baselines" / "baselines.json")["rows"]
+    for seed in range(seeds):
+        cpu = train(table, room / f"model-{seed}", method, steps, seed)
+        evaluate(room / f"model-{seed}", table, room / f"evaluation-{seed}", Evaluation(), seed)
+        scores = read_json(room / f"evaluation-{seed}" / "evaluation.json")
+        if not seed:
+            rows.append({"method": "random init", **scores["random_init"]})
+        found = {"core_minutes": round(cpu / 60, 2), **{score: scores[score] for score in SCORES}}
+        rows.append({"method": method, "seed": seed, "steps": steps, **found})
+    return rows
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--method", default="simclr")
+    parser.add_argument("--minutes", type=float, default=6.0, help="core-minutes of pretraining, about")
+    parser.add_argument("--steps", type=int, default=0, help="instead: exactly so many steps")
+    parser.add_argument("--seeds", type=int, default=1, help="runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as room:
+        rows = measure(Path(room), arguments.method, arguments.minutes, arguments.steps, arguments.seeds)
+    if arguments.json:
+        print(json.dumps({"rows": rows}, indent=2))
+        return
+    print(f"{'':20}{'seed':>6}{'steps':>8}{'core-minutes':>14}{'kNN':>8}{'kNN std.':>10}{'linear':>8}")
+    for row in rows:
+        scores = [f"{row[score]:.4f}" if row.get(score) is not None else "" for score in SCORES]
+        print(f"{row['method']:20}{row.get('seed', ''):>6}{row.get('steps', ''):>8}", end="")
+        print(f"{row.get('core_minutes', ''):>14}{scores[0]:>8}{scores[1]:>10}{scores[2]:>8}")
+
+
+if __name__ == "__main__":
+    main()

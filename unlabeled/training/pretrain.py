@@ -1,0 +1,165 @@
+"""Pretraining: an image table and a learning signal in, a model artifact out.
+
+Over several processes: `torchrun --nproc-per-node 2 -m unlabeled.training.pretrain TABLE MODEL --method
+'{"name": "simclr"}' --training '{"steps": 100}'`.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from unlabeled import parameters
+from unlabeled.data.table import ImageTable
+from unlabeled.files import atomic_path, write_json
+from unlabeled.lineage.digest import json_digest
+from unlabeled.nets.encoder import CONFIG, MODEL, Encoder
+from unlabeled.parameters import Training
+from unlabeled.signals import find_signal, method_settings
+from unlabeled.signals.signal import Signal
+from unlabeled.training.batches import Batches, pixel_statistics
+from unlabeled.training.distributed import process_group, processes, rank
+from unlabeled.training.loop import train
+from unlabeled.training.reproducible import reproducible
+from unlabeled.training.resolve import resolve_training
+
+METRICS, PICTURE = "metrics.jsonl", "picture.npy"
+# Compiling takes up to a minute and saves little per step of a small net on a CPU: shorter runs do not earn
+# it back.
+COMPILE_PAYS_AFTER = {"cpu": 5000, "cuda": 500}
+
+
+def pretrain(
+    table: Path,
+    model: Path,
+    method: dict[str, Any],
+    encoder: parameters.Encoder,
+    training: Training,
+    seed: int,
+    checkpoints: Path,
+) -> dict[str, Any]:
+    """Train an encoder on a table's train images with one learning signal; no label is read.
+
+    Killed at any moment and called again, it goes on from its last checkpoint and ends with the same bits.
+
+    Args:
+        table: an image table.
+        model: the artifact to write: model.safetensors (the signal's whole state, the encoder's under
+            `encoder.`), config.json, metrics.jsonl and, where the method draws one, picture.npy (uint8,
+            rows x columns x C x H x W).
+        method: {"name": "simclr", **settings}; a `training` in it overrides keys of `training`.
+        checkpoints: a folder that outlives the process, used by no other data and code than these.
+
+    Returns:
+        loss, steps, images (seen in all), and of this call: resumed_at, seconds, images_per_second.
+
+    Raises:
+        InputError: an unknown method or setting, or too few images.
+        CheckFailed: the training diverged.
+    """
+    with process_group() as device:
+        images = ImageTable(table)
+        settings = {key: value for key, value in method.items() if key != "name"}
+        settings = method_settings(method["name"], settings)
+        overrides = settings.pop("training", {})
+        kind = find_signal(method["name"])
+        training = resolve_training(training, kind, overrides, images, device)
+        mean, std = pixel_statistics(images)
+        net = Encoder(**encoder.model_dump(), image_shape=images.image_shape, mean=mean, std=std).settings
+        config = {
+            "method": method["name"],
+            "family": kind.family,
+            "equation": kind.equation,
+            "paper": kind.paper,
+            "encoder": net,
+            "settings": settings,
+            "training": training.model_dump(),
+            "steps": training.steps,
+            "seed": seed,
+            "device": device.type,
+            "processes": processes(),
+        }
+        with reproducible(training.threads):
+            torch.manual_seed(seed)
+            signal = kind(Encoder(**net), **settings)
+            batches = Batches(images, training.batch_size, seed, rank(), processes())
+            own = checkpoints / json_digest([config, images.summary["digest"]])[:16]
+            started = time.perf_counter()
+            metrics, resumed_at = train(signal, batches, training, seed, device, own)
+            seconds = time.perf_counter() - started
+            if rank() == 0:
+                torch.manual_seed(seed)
+                write_model(model, signal, config, metrics, images, device)
+    seen = (training.steps - resumed_at) * training.batch_size
+    return {
+        "loss": metrics[-1]["loss"],
+        "steps": training.steps,
+        "images": training.steps * training.batch_size,
+        "resumed_at": resumed_at,
+        "seconds": seconds,
+        "images_per_second": seen / seconds,
+    }
+
+
+def write_model(
+    model: Path,
+    signal: Signal,
+    config: dict[str, Any],
+    metrics: list[dict[str, float]],
+    table: ImageTable,
+    device: torch.device,
+) -> None:
+    """Write the model artifact, whole or not at all."""
+    with atomic_path(model) as folder:
+        folder.mkdir()
+        state = {name: tensor.cpu().contiguous() for name, tensor in signal.state_dict().items()}
+        (folder / MODEL).write_bytes(save(state))
+        write_json(folder / CONFIG, config)
+        (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in metrics))
+        picture = draw(signal, table, device)
+        if picture is not None:
+            np.save(folder / PICTURE, picture)
+
+
+def draw(signal: Signal, table: ImageTable, device: torch.device, images: int = 8) -> np.ndarray | None:
+    """Return the method's picture of a few train images, uint8 (rows, columns, C, H, W), or None."""
+    indices = table.indices("train")
+    few = torch.from_numpy(table.images(indices[:: max(1, len(indices) // images)][:images])).to(device)
+    signal.eval()
+    # Other batch sizes than the training's are not worth compiling for.
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        picture = signal.picture(few)
+    return None if picture is None else (picture * 255).round().clamp(0, 255).byte().cpu().numpy()
+
+
+def main() -> None:
+    """The entry for torchrun."""
+    parser = argparse.ArgumentParser(description="Pretrain an encoder without labels.")
+    parser.add_argument("table", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument(
+        "--method", type=json.loads, default={"name": "simclr"}, help="JSON: name and settings"
+    )
+    parser.add_argument("--encoder", type=json.loads, default={}, help="JSON: the encoder section")
+    parser.add_argument("--training", type=json.loads, default={}, help="JSON: the training section")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoints", type=Path, help="default: none are kept")
+    given = parser.parse_args()
+    encoder = parameters.validated(parameters.Encoder, given.encoder, "encoder")
+    training = parameters.validated(Training, given.training, "training")
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoints = given.checkpoints or Path(scratch)
+        result = pretrain(given.table, given.model, given.method, encoder, training, given.seed, checkpoints)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
