@@ -1,0 +1,105 @@
+"""A classifier: an encoder and a linear head, and its training on labels."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW
+
+from unlabeled.data.table import ImageTable
+from unlabeled.nets.encoder import Encoder
+from unlabeled.parameters import Finetuning
+from unlabeled.probes.features import extract, load_images
+from unlabeled.probes.linear import LinearProbe
+from unlabeled.training.schedule import learning_rate_share
+from unlabeled.views import random_crop
+
+WARMUP_SHARE = 0.1
+
+
+class Classifier(nn.Module):
+    """An encoder with a linear head: float images (B, C, H, W) in [0, 1] to logits (B, classes)."""
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.feature_dim, classes)
+
+    @classmethod
+    def untrained(cls, settings: dict[str, Any], classes: int, seed: int) -> "Classifier":
+        """Return a classifier with an encoder of these `Encoder.settings`, at the random init of `seed`."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return cls(Encoder(**settings), classes)
+
+    @classmethod
+    def from_probe(cls, encoder: Encoder, probe: LinearProbe) -> "Classifier":
+        """Return a classifier that answers exactly as the probe does on the encoder's features."""
+        classifier = cls(encoder, len(probe.bias))
+        weights = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
+        classifier.head.load_state_dict(weights)
+        return classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.encoder(images))
+
+    def predict(self, table: ImageTable, indices: np.ndarray) -> np.ndarray:
+        """Return the most probable class of the images at `indices`, int64 (N,)."""
+        features = torch.from_numpy(extract(self.encoder, table, indices)).to(self.head.weight.device)
+        with torch.inference_mode():
+            return self.head(features).argmax(1).cpu().numpy()
+
+
+def train_classifier(
+    classifier: Classifier,
+    table: ImageTable,
+    indices: np.ndarray,
+    targets: np.ndarray,
+    parameters: Finetuning,
+    encoder_rate: float,
+    seed: int,
+) -> Iterator[tuple[float, float]]:
+    """Train all weights in place, one optimizer step per item; yield its loss and learning rate.
+
+    AdamW, cosine schedule after a short warm-up, random crops turned by up to 10 degrees. No mirroring: it
+    changes what a digit or a letter is. The order of the images and the views follow from `seed`.
+
+    Args:
+        indices, targets: table positions (N,) and their classes (N,). Every epoch shows each image once; a
+            batch may span epochs, so that each step has `parameters.batch_size` images however few there are.
+        encoder_rate: learning rate of the encoder, as a share of the head's.
+    """
+    device = classifier.head.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+    groups = []
+    for module, rate in ((classifier.encoder, encoder_rate), (classifier.head, 1.0)):
+        for vectors in (False, True):
+            weights = [weight for weight in module.parameters() if (weight.ndim <= 1) == vectors]
+            decay = 0.0 if vectors else parameters.weight_decay
+            groups.append({"params": weights, "weight_decay": decay, "peak": rate * parameters.learning_rate})
+    optimizer = AdamW(groups, fused=True)
+    classifier.to(memory_format=torch.channels_last).train()
+    for step, batch in enumerate(_batches(len(indices), parameters.batch_size, parameters.steps, seed)):
+        share = learning_rate_share(step, parameters.steps, "cosine", WARMUP_SHARE, 0)
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+        images = load_images(table, indices[batch], device)
+        images = random_crop(images, area=(0.6, 1.0), flip=0.0, degrees=10.0, generator=generator)
+        loss = F.cross_entropy(classifier(images), torch.from_numpy(targets[batch]).to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.item(), share * parameters.learning_rate
+    classifier.eval()
+
+
+def _batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+    generator, order = np.random.default_rng(seed), np.empty(0, np.int64)
+    for _ in range(steps):
+        while len(order) < batch_size:
+            order = np.concatenate([order, generator.permutation(count)])
+        batch, order = order[:batch_size], order[batch_size:]
+        yield batch
