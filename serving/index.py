@@ -1,0 +1,63 @@
+"""What lies beside a model repository: golden answers, expected digests, training images to compare with."""
+
+from pathlib import Path
+
+import numpy as np
+
+from unlabeled.errors import InputError
+from unlabeled.files import atomic_path, read_json, write_json
+
+INDEX, GOLDEN, MODELS = "index.npz", "golden.npz", "models.json"
+Arrays = dict[str, np.ndarray]
+
+
+class Index:
+    """The index of a run: training images by their embeddings.
+
+    Attributes:
+        ids: str (N,) of training images.
+        embeddings: float16 (N, D), of the served `encoder`, each of length 1.
+        thumbnails: uint8 (N, C, h, w).
+        golden: `images` uint8 (B, C, H, W) and torch's output of each served model by its name.
+        models: {model: {"output", "sha256" of model.onnx, "tensors": canonical digest of its weights}}.
+        image_shape: (C, H, W) of the training images.
+
+    Raises:
+        InputError: the folder is no index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            index, self.golden = _read(folder / INDEX), _read(folder / GOLDEN)
+            self.models: dict[str, dict[str, str]] = read_json(folder / MODELS)
+            self.ids, self.embeddings, self.thumbnails = (
+                index[key] for key in ("ids", "embeddings", "thumbnails")
+            )
+            self.image_shape: tuple[int, int, int] = self.golden["images"].shape[1:]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{folder} is no index of a model repository: {error}") from None
+
+    def nearest(self, embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return positions in the index, int64 (B, count), nearest first, and their cosine similarities.
+
+        Args:
+            embeddings: float32 (B, D), of the served `encoder`.
+        """
+        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        similarities = (embeddings / np.maximum(lengths, 1e-12)) @ self.embeddings.astype(np.float32).T
+        order = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+        return order, np.take_along_axis(similarities, order, axis=1)
+
+
+def write_index(folder: Path, index: Arrays, golden: Arrays, models: dict[str, dict[str, str]]) -> None:
+    """Write an index. Equal values give equal bytes: NumPy stamps no time into an npz."""
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        np.savez(temporary / INDEX, allow_pickle=False, **index)
+        np.savez(temporary / GOLDEN, allow_pickle=False, **golden)
+        write_json(temporary / MODELS, models)
+
+
+def _read(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)

@@ -1,0 +1,240 @@
+"""The embedded Triton server: the real Triton on this machine's CPU, on loopback, for checks and trials.
+
+The binary comes from the PyPI package nvidia-pytriton, in an environment of its own, since it needs other
+versions of its dependencies. The backend `onnxruntime` is `serving/backend/model.py` on its Python backend.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import psutil
+
+from serving.repository import model_names
+from unlabeled.errors import CheckFailed, InputError
+
+VARIABLE = "UNLABELED_TRITON"
+BACKEND = Path(__file__).parent / "backend" / "model.py"
+HOST = "127.0.0.1"
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+
+
+def triton_environment() -> Path:
+    """Return the Triton server's virtual environment: $UNLABELED_TRITON, else `.venv-triton` beside this one.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(os.environ.get(VARIABLE) or Path(sys.prefix).parent / ".venv-triton")
+    if not (folder / "bin" / "python").exists():
+        raise InputError(f"no Triton environment at {folder}: run `make setup`, or name one in {VARIABLE}")
+    return folder
+
+
+class EmbeddedTriton:
+    """A context in which Triton serves a model repository on loopback.
+
+    All models are loaded at the start, and can be loaded and unloaded through the API (explicit control). The
+    server ends with the context or with this process; neither processes nor shared memory remain.
+
+    Args:
+        http_port, grpc_port, metrics_port: 0 takes a free one.
+        arguments: further arguments of `tritonserver`.
+
+    Attributes:
+        http_url, grpc_url, metrics_url: `127.0.0.1:PORT`.
+        process: the running server.
+        log: its log file, while it runs.
+
+    Raises:
+        InputError: no Triton environment, no repository, or a model that does not load; with the reason.
+        CheckFailed: the server does not get ready in time.
+    """
+
+    def __init__(
+        self,
+        repository: Path | str,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        self.repository = Path(repository).resolve()
+        self.wanted_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
+        self.arguments = arguments
+        model_names(self.repository)
+        self.environment = triton_environment()
+
+    def __enter__(self) -> "EmbeddedTriton":
+        self.folder = Path(tempfile.mkdtemp(prefix="unlabeled-triton-"))
+        self.log = self.folder / "log"
+        self.process: subprocess.Popen | None = None
+        self.region = f"unlabeled-{uuid.uuid4().hex[:12]}-"
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        return f"{HOST}:{self.ports['http']}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{HOST}:{self.ports['grpc']}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"{HOST}:{self.ports['metrics']}"
+
+    def wait(self) -> None:
+        """Wait until the server ends, or this process gets Ctrl-C or SIGTERM (in the main thread only)."""
+        assert self.process is not None
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            self.process.wait()
+
+    def control(self, action: str, model: str) -> None:
+        """`load` or `unload` a model; a loaded one is read again while what was loaded before keeps serving.
+
+        Raises:
+            InputError: Triton cannot do it (with its reason); what was loaded before keeps serving.
+        """
+        request = urllib.request.Request(
+            f"http://{self.http_url}/v2/repository/models/{model}/{action}", data=b"{}"
+        )
+        try:
+            urllib.request.urlopen(request, timeout=START_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            raise InputError(f"Triton cannot {action} model {model}: {_reason(error.read())}") from None
+
+    def stop(self) -> None:
+        """End the server: orderly, or by force after 20 seconds. Nothing of it is left behind."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        # A server that was killed leaves its stubs and their shared memory: both carry the region's name.
+        for stub in psutil.process_iter(["cmdline"]):
+            if any(argument.startswith(self.region) for argument in stub.info["cmdline"] or []):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    stub.kill()
+        for region in Path("/dev/shm").glob(f"{self.region}*"):
+            region.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        python = _python_of(self.environment)
+        packages = Path(python["packages"])
+        triton = packages / "pytriton" / "tritonserver"
+        stub = triton / "python_backend_stubs" / python["version"] / "triton_python_backend_stub"
+        if not stub.is_file():
+            raise InputError(f"{self.environment} holds no whole Triton server: run `make clean setup`")
+        backends = self.folder / "backends"
+        shutil.copytree(triton / "backends" / "python", backends / "python")
+        shutil.copy(stub, backends / "python")
+        (backends / "onnxruntime").mkdir()
+        shutil.copy(BACKEND, backends / "onnxruntime")
+        # Nothing of our environment leaks into the server's: its stubs import their own NumPy, onnxruntime.
+        environment = {
+            "PATH": f"{self.environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+            "LD_LIBRARY_PATH": f"{python['library']}:{packages / 'nvidia_pytriton.libs'}",
+            "PYTHONPATH": str(packages),
+            "HOME": str(self.folder),
+            "LANG": "C.UTF-8",
+            # This is the CPU server: a GPU stays out of sight.
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        for last_attempt in (False, False, True):
+            self.ports = {name: port or _free_port() for name, port in self.wanted_ports.items()}
+            command = self._command(triton / "bin" / "tritonserver", backends)
+            with self.log.open("wb") as log:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                    cwd=self.folder, start_new_session=True,
+                )  # fmt: skip
+            if self._wait_ready(self.process):
+                return
+            # Another process may have taken a port since it was found free.
+            if last_attempt or "in use" not in self.log.read_text(errors="replace"):
+                raise InputError(f"Triton cannot serve {self.repository}: {self._errors()}")
+
+    def _command(self, server: Path, backends: Path) -> list[str]:
+        # The server ends with the thread that started it, even when that is killed.
+        with_parent = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
+        return [
+            *with_parent, str(server),
+            f"--model-repository={self.repository}", f"--backend-directory={backends}",
+            "--model-control-mode=explicit", "--load-model=*",
+            f"--backend-config=python,shm-region-prefix-name={self.region}",
+            f"--http-address={HOST}", f"--http-port={self.ports['http']}",
+            f"--grpc-address={HOST}", f"--grpc-port={self.ports['grpc']}",
+            f"--metrics-address={HOST}", f"--metrics-port={self.ports['metrics']}",
+            "--metrics-config=summary_latencies=true", "--allow-gpu-metrics=false",
+            "--exit-timeout-secs=10", *self.arguments,
+        ]  # fmt: skip
+
+    def _wait_ready(self, process: subprocess.Popen) -> bool:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                return False
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://{self.http_url}/v2/health/ready", timeout=5).close()
+                return True
+            time.sleep(0.02)
+        raise CheckFailed(f"Triton is not ready after {START_SECONDS:.0f} seconds: {self._errors()}")
+
+    def _errors(self) -> str:
+        """Return Triton's own words: the errors in its log, else its last lines."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        # Without a GPU there is always an error about CUDA; a stub that cannot start speaks for itself.
+        errors = [line.partition("] ")[2] for line in lines if line.startswith("E") and "Cuda" not in line]
+        errors += [line for line in lines if "error while loading shared libraries" in line]
+        return " | ".join(" ".join(line.split()) for line in (errors or lines)[-4:])
+
+
+def _python_of(environment: Path) -> dict[str, str]:
+    """Return where an environment's Python keeps its packages and its shared library, and its version."""
+    code = (
+        "import json, sysconfig; print(json.dumps({'packages': sysconfig.get_path('purelib'), "
+        "'library': sysconfig.get_config_var('LIBDIR'), 'version': sysconfig.get_python_version()}))"
+    )
+    command = [str(environment / "bin" / "python"), "-I", "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        raise InputError(f"the Python of {environment} does not run: run `make clean setup`")
+    return json.loads(answer.stdout)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _reason(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace").strip()

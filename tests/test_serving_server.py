@@ -1,0 +1,155 @@
+"""The life of the embedded server, and the step that checks a repository with it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from serving_fixtures import exported_run, region_processes
+
+from serving.check import check_serving
+from serving.index import Index
+from serving.repository import model_config, write_model
+from serving.server import EmbeddedTriton
+from unlabeled.errors import CheckFailed, InputError
+from unlabeled.export.models import KINDS
+from unlabeled.files import read_json, write_json
+from unlabeled.lineage.digest import file_digest
+from unlabeled.parameters import Export
+
+MODEL = "1/model.onnx"
+
+
+@pytest.fixture(scope="module")
+def run():
+    return exported_run()
+
+
+def test_a_changed_byte_is_caught_before_serving(run, tmp_path):
+    repository = tmp_path / "repository"
+    shutil.copytree(run.repository, repository)
+    data = bytearray((repository / "encoder" / MODEL).read_bytes())
+    data[len(data) // 2] ^= 1
+    (repository / "encoder" / MODEL).write_bytes(data)
+    with pytest.raises(CheckFailed, match=r"encoder.*was changed"):
+        check_serving(repository, run.index, tmp_path / "serving", Export())
+    assert not (tmp_path / "serving").exists()
+
+
+@pytest.mark.slow
+def test_check_serving_proves_the_repository(run, tmp_path):
+    result = check_serving(run.repository, run.index, tmp_path / "serving", Export(max_batch_size=32))
+    written = read_json(tmp_path / "serving" / "serving.json")
+    assert set(written["models"]) == set(KINDS) and written["tolerance"] == 1e-5
+    for kind in KINDS:
+        assert written["models"][kind]["triton"] < 1e-5 and result[f"{kind}_milliseconds"] > 0
+
+
+@pytest.mark.slow
+def test_wrong_answers_are_caught_by_the_golden_images(run, tmp_path):
+    """Where file and digest were changed together, torch's answers still tell."""
+    repository, index = tmp_path / "repository", tmp_path / "index"
+    shutil.copytree(run.repository, repository)
+    shutil.copytree(run.index, index)
+    path = repository / "classifier" / MODEL
+    model = onnx.load(path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
+    bias.CopyFrom(
+        onnx.numpy_helper.from_array(
+            onnx.numpy_helper.to_array(bias) + np.float32([0.01, 0, 0, 0]), "head.bias"
+        )
+    )
+    onnx.save(model, path)
+    models = read_json(index / "models.json")
+    models["classifier"]["sha256"] = file_digest(path)
+    write_json(index / "models.json", models)
+    with pytest.raises(
+        CheckFailed, match=r"answers of model classifier differ from torch's.*export.tolerance"
+    ):
+        check_serving(repository, index, tmp_path / "serving", Export())
+
+
+def nothing_left(server, folder):
+    return (
+        not region_processes(server.region)
+        and not list(Path("/dev/shm").glob(f"{server.region}*"))
+        and not folder.exists()
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_server_and_leaves_nothing(run, tmp_path):
+    repository = tmp_path / "repository"
+    shutil.copytree(run.repository / "encoder", repository / "encoder")
+    with EmbeddedTriton(repository) as server:
+        folder = server.folder
+        assert region_processes(server.region) and list(Path("/dev/shm").glob(f"{server.region}*"))
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(30) == 0
+    assert nothing_left(server, folder)
+
+
+@pytest.mark.slow
+def test_a_killed_server_leaves_nothing(run, tmp_path):
+    repository = tmp_path / "repository"
+    shutil.copytree(run.repository / "encoder", repository / "encoder")
+    with EmbeddedTriton(repository) as server:
+        folder = server.folder
+        server.process.kill()
+        server.process.wait()
+    assert nothing_left(server, folder)
+
+
+@pytest.mark.slow
+def test_the_server_ends_with_a_killed_parent(run, tmp_path):
+    repository = tmp_path / "repository"
+    shutil.copytree(run.repository / "encoder", repository / "encoder")
+    code = (
+        "import sys; from serving.server import EmbeddedTriton\n"
+        "with EmbeddedTriton(sys.argv[1]) as server: print(server.region, flush=True); server.wait()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(repository)], stdout=subprocess.PIPE, text=True
+    )
+    region = parent.stdout.readline().strip()
+    assert region_processes(region)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while region_processes(region) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not region_processes(region) and not list(Path("/dev/shm").glob(f"{region}*"))
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_load_is_told_in_a_line(run, tmp_path):
+    write_model(
+        tmp_path,
+        model_config("broken", 3, "embedding", 128, 8),
+        (run.repository / "encoder" / MODEL).read_bytes()[:999],
+    )
+    with pytest.raises(InputError, match=r"Triton cannot serve .*broken") as caught, EmbeddedTriton(tmp_path):
+        pass
+    assert "\n" not in str(caught.value) and "Protobuf parsing failed" in str(caught.value)
+
+
+def test_a_missing_environment_is_told_in_a_line(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLABELED_TRITON", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"no Triton environment at .*none: run `make setup`"):
+        EmbeddedTriton(run.repository)
+
+
+def test_a_folder_without_models_is_told_in_a_line(tmp_path):
+    with pytest.raises(InputError, match="is no Triton model repository"):
+        EmbeddedTriton(tmp_path)
+
+
+def test_index_of_another_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is no index"):
+        Index(tmp_path)
