@@ -3,12 +3,19 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 CODE_PACKAGES = ("unlabeled", "serving", "components", "pipelines")
 CODE_SUFFIXES = {".py", ".html", ".css", ".yaml"}
+
+
+class Digests(NamedTuple):
+    """What a record tells of a file's bytes."""
+
+    sha256: str
+    md5: str
+    size: int
 
 
 def json_digest(value: Any) -> str:
@@ -22,8 +29,21 @@ def file_digest(path: Path | str, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def stream_digests(file: BinaryIO) -> Digests:
+    """Return sha256, md5 and size of what is left in an open binary file, in one pass."""
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    while block := file.read(1 << 20):
+        sha256.update(block)
+        md5.update(block)
+        size += len(block)
+    return Digests(sha256.hexdigest(), md5.hexdigest(), size)
+
+
 def files_below(path: Path | str) -> dict[str, Path]:
-    """Return every file below a folder by its relative POSIX path, sorted; of a file, itself by its name."""
+    """Return every file below a folder by its relative POSIX path, sorted; of a file, itself by its name.
+
+    As DVC does, links to files are followed, links to folders are not.
+    """
     path = Path(path)
     if path.is_file():
         return {path.name: path}
@@ -46,31 +66,38 @@ def tree_digest(path: Path | str) -> str:
     return json_digest({name: file_digest(file) for name, file in files_below(path).items()})
 
 
+def dvc_listing(md5s: Mapping[str, str]) -> bytes:
+    """Return the object that DVC stores for a folder: its files' md5 by relative path, as JSON."""
+    entries = [{"md5": md5s[name], "relpath": name} for name in sorted(md5s)]
+    return json.dumps(entries, sort_keys=True).encode()
+
+
+def dvc_listing_digest(md5s: Mapping[str, str]) -> str:
+    """Return the name of that object: its md5, ending in `.dir`."""
+    return hashlib.md5(dvc_listing(md5s), usedforsecurity=False).hexdigest() + ".dir"
+
+
 def dvc_digest(path: Path | str) -> str:
-    """Return DVC's own digest of a file (md5) or a folder (md5 ending in `.dir`), as `dvc add` would record it."""
+    """Return DVC's digest of a file (md5) or a folder (md5 ending in `.dir`), as `dvc add` records it."""
     path = Path(path)
     if path.is_file():
         return file_digest(path, "md5")
-    entries = [{"md5": file_digest(file, "md5"), "relpath": name} for name, file in files_below(path).items()]
-    listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
-    return hashlib.md5(listing.encode()).hexdigest() + ".dir"
+    return dvc_listing_digest({name: file_digest(file, "md5") for name, file in files_below(path).items()})
 
 
 def code_digest() -> str:
-    """Return one sha256 (hex) for the source of the four packages as installed here."""
+    """Return one sha256 (hex) for the source of the four packages, as they lie beside this one."""
+    root = Path(__file__).parents[2]
     digests = {}
     for package in CODE_PACKAGES:
-        spec = find_spec(package)
-        assert spec is not None and spec.submodule_search_locations is not None
-        root = Path(next(iter(spec.submodule_search_locations)))
-        for name, file in files_below(root).items():
+        for name, file in files_below(root / package).items():
             if file.suffix in CODE_SUFFIXES:
                 digests[f"{package}/{name}"] = file_digest(file)
     return json_digest(digests)
 
 
 def tensors_digest(tensors: Mapping[str, Any]) -> str:
-    """Return the canonical sha256 (hex) of named NumPy arrays: name, dtype, shape and bytes, in the order of names.
+    """Return the canonical sha256 (hex) of named NumPy arrays: name, dtype, shape, bytes, by order of names.
 
     Two models with equal weights have equal canonical digests, whatever file holds them.
     """

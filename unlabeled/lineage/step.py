@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from unlabeled import progress
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.lineage.digest import code_digest, tree_digest
+from unlabeled.lineage.environment import machine
 
 DIGEST, STEP = "digest", "step"
 
@@ -45,6 +46,10 @@ def step(
 ) -> Iterator[dict[str, Any]]:
     """Run the body as the step `name`.
 
+    The record of a step: name, code (digest), machine, started and ended (seconds since 1970), seconds (of
+    the body), cpu_seconds (of the process and its children, imports included), inputs and outputs ({name:
+    digest, or a list}), metrics (what the body left in the result).
+
     Args:
         name: `ingest`, `pretrain/simclr`, …
         inputs: artifacts read; one that carries a digest is hashed again and must match it.
@@ -53,7 +58,7 @@ def step(
         metrics: a KFP metrics artifact, filled with the numbers of the result.
 
     Yields:
-        A dict, empty, for the body to fill with the step's results (JSON values).
+        A dict, empty, for the body to fill with results: JSON values, and scalars of NumPy and torch.
 
     Raises:
         CheckFailed: an input's bytes are not those that its maker signed.
@@ -63,35 +68,57 @@ def step(
         progress.emit("start")
         started, result = time.time(), dict[str, Any]()
         try:
-            if expected_code and expected_code != code_digest():
+            code = code_digest()
+            if expected_code and expected_code != code:
                 raise InputError(
-                    f"step {name}: the code here has digest {code_digest()[:12]}, the run was started with "
+                    f"step {name}: the code here has digest {code[:12]}, the run was started with "
                     f"{expected_code[:12]}; run the image that was built from that code, or start a new run"
                 )
             input_digests = {key: _digests(name, key, value) for key, value in inputs.items()}
             body_started = time.perf_counter()
             yield result
             seconds = time.perf_counter() - body_started
+            # Taken back in JSON: a NumPy scalar is a number there, a NaN is null.
+            metrics_found = json.loads(json.dumps(result, default=_number), parse_constant=lambda name: None)
             record = {
                 "name": name,
+                "code": code,
+                "machine": machine(),
                 "started": started,
                 "ended": time.time(),
                 "seconds": seconds,
-                "cpu_seconds": time.process_time(),
+                "cpu_seconds": sum(os.times()[:4]),
                 "inputs": input_digests,
-                "outputs": {key: tree_digest(output.path) for key, output in outputs.items()},
-                "metrics": result,
+                "outputs": {key: _written(name, key, output) for key, output in outputs.items()},
+                "metrics": metrics_found,
             }
             for key, output in outputs.items():
                 output.metadata[DIGEST] = record["outputs"][key]
                 output.metadata[STEP] = json.dumps(record)
             if metrics is not None:
-                _fill_metrics(metrics, result)
+                _fill_metrics(metrics, metrics_found)
         except BaseException as error:
-            kind = {InputError: "input", CheckFailed: "check"}.get(type(error), "error")
+            kind = (
+                "input"
+                if isinstance(error, InputError)
+                else "check"
+                if isinstance(error, CheckFailed)
+                else "error"
+            )
             progress.emit("fail", kind=kind, message=str(error) or type(error).__name__)
             raise
-        progress.emit("end", seconds=seconds, metrics=result)
+        progress.emit("end", seconds=seconds, metrics=metrics_found)
+
+
+def _number(value: Any) -> Any:
+    return value.item()
+
+
+def _written(step_name: str, key: str, output: ArtifactLike) -> str:
+    try:
+        return tree_digest(output.path)
+    except FileNotFoundError:
+        raise RuntimeError(f"step {step_name} did not write its output {key}") from None
 
 
 def _digests(step_name: str, key: str, artifacts: ArtifactLike | Sequence[ArtifactLike]) -> str | list[str]:
@@ -100,8 +127,8 @@ def _digests(step_name: str, key: str, artifacts: ArtifactLike | Sequence[Artifa
     digest, signed = tree_digest(artifacts.path), artifacts.metadata.get(DIGEST)
     if signed and signed != digest:
         raise CheckFailed(
-            f"step {step_name}: input {key} has digest {digest[:12]}, its maker signed {signed[:12]}: the bytes at "
-            f"{artifacts.path} were changed; remove that folder and run again"
+            f"step {step_name}: input {key} has digest {digest[:12]}, its maker signed {signed[:12]}: the "
+            f"bytes at {artifacts.path} were changed; remove that folder and run again"
         )
     return digest
 

@@ -1,0 +1,114 @@
+"""The data side of the registry: a DVC remote, object by object. Nothing else here touches DVC's code.
+
+Objects are named by their md5, as DVC names them, so that `dvc pull`, `dvc get` and `dvc status` work from
+anywhere. DVC itself is content that an object is there; here every object is read back.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from unlabeled.errors import CheckFailed, InputError
+from unlabeled.lineage.digest import stream_digests
+
+# A remote of this name in the user's own DVC configuration adds its settings: endpoint, credentials.
+REMOTE = "store"
+
+
+class Store:
+    """A DVC remote.
+
+    Args:
+        url: a folder, or any URL that DVC knows (`s3://…`, `gs://…`, `ssh://…`).
+
+    Raises:
+        InputError: DVC does not know such a URL, or its plug-in is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        from dvc.config import Config
+        from dvc.fs import get_cloud_fs
+        from dvc_data.hashfile.db import get_odb
+
+        self.url = url
+        try:
+            config = Config()
+            config["remote"].setdefault(REMOTE, {})["url"] = url
+            filesystem, settings, path = get_cloud_fs(config, name=REMOTE)
+            opened = filesystem(**settings)
+            self._objects: Any = get_odb(opened, opened.join(path, "files", "md5"), hash_name="md5")
+        except Exception as error:  # plug-ins raise what they like
+            raise InputError(f"cannot use {url} as a DVC remote: {_one_line(error)}") from None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open an object for reading.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            OSError: it lies in a folder and cannot be read.
+            InputError: the remote cannot be reached.
+        """
+        try:
+            with self._objects.fs.open(self._objects.oid_to_path(name), "rb") as file:
+                yield file
+        except (FileNotFoundError, InputError, CheckFailed):
+            raise
+        except Exception as error:  # as above
+            if self._objects.fs.protocol == "local":
+                raise
+            raise InputError(f"cannot read the DVC remote {self.url}: {_one_line(error)}") from None
+
+    def add(self, objects: Mapping[str, Path | bytes]) -> list[str]:
+        """Bring objects to the remote, and read every one of them back.
+
+        Args:
+            objects: content by name; an object that is there already is not sent again.
+
+        Returns:
+            The names of objects that lay there damaged and were replaced.
+
+        Raises:
+            CheckFailed: what the remote gives back is not what was sent.
+            InputError: the remote cannot be written.
+        """
+        try:
+            self._send({name: objects[name] for name in objects if not self._objects.exists(name)})
+            damaged = self._damaged(objects)
+            self._send({name: objects[name] for name in damaged})
+        except Exception as error:  # as above
+            raise InputError(f"cannot write to the DVC remote {self.url}: {_one_line(error)}") from None
+        if still := self._damaged(damaged):
+            raise CheckFailed(
+                f"object {still[0]} comes back changed from the DVC remote {self.url}: the file sent is not "
+                "what the record says, or the remote does not keep it"
+            )
+        return damaged
+
+    def _send(self, objects: Mapping[str, Path | bytes]) -> None:
+        from dvc_objects.fs.local import localfs
+
+        with tempfile.TemporaryDirectory(prefix="unlabeled-") as room:
+            files, listings = {}, {}
+            for name, content in objects.items():
+                if isinstance(content, bytes):
+                    listings[name] = str(Path(room, name))
+                    Path(room, name).write_bytes(content)
+                else:
+                    files[name] = str(content)
+            # A folder's listing after its files: whoever sees it finds them.
+            for group in filter(None, (files, listings)):
+                self._objects.add(list(group.values()), localfs, list(group), check_exists=False)
+
+    def _damaged(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if self._md5(name) != name.removesuffix(".dir")]
+
+    def _md5(self, name: str) -> str:
+        with self.open(name) as file:
+            return stream_digests(file).md5
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
