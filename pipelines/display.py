@@ -35,8 +35,9 @@ class StepState:
             case "start":
                 self.__init__(started=event["time"])  # type: ignore[misc]
             case "progress":
-                # A rate is counted from the first report: a resumed step starts half way.
-                self.first = self.first or (event["time"], event["done"])
+                # A rate is counted from the first report of a phase: a resumed step starts half way.
+                if not self.first or event["done"] < self.done or event["total"] != self.total:
+                    self.first = event["time"], event["done"]
                 self.done, self.total, self.unit = event["done"], event["total"], event["unit"]
                 self.values, self.ended = event["values"], event["time"]
             case "end":

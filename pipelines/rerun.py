@@ -8,7 +8,9 @@ from rich.console import Console
 
 from pipelines import display, local
 from pipelines.request import pipeline_arguments
+from unlabeled.files import read_json
 from unlabeled.lineage.audit import Report, compare, same_environment
+from unlabeled.lineage.record import RECORD, dependency
 from unlabeled.lineage.registry import Registry
 from unlabeled.parameters import Parameters, validated
 
@@ -18,12 +20,28 @@ def rerun(registry: Registry, run: str, report: Report, console: Console) -> Rep
 
     On other hardware or with another thread count bits cannot be equal: the report says so, and compares metrics.
     """
-    record = registry.show(run)
     with tempfile.TemporaryDirectory(prefix="unlabeled-rerun-") as room:
         recorded = Path(room) / "recorded"
         registry.fetch(run, recorded)
-        arguments = _arguments(record, recorded, registry, Path(room))
-        folder = local.open_run(Path(room) / "workspace", arguments)
+        record = registry.show(run)
+        for name in (RECORD, "leaderboard.json"):
+            (recorded / name).write_bytes(registry.read(run, name))
+        folder = local.open_run(Path(room) / "workspace", _arguments(record, recorded, registry))
         local.execute(folder, lambda events, ended: display.watch(events, ended, console), cache=False)
-        comparable, reasons = same_environment(record)
+        comparable, reasons = same_environment(record, read_json(folder / RECORD))
         return report.with_rerun(compare(recorded, folder, comparable), comparable, reasons)
+
+
+def _arguments(record: dict[str, Any], recorded: Path, registry: Registry) -> dict[str, Any]:
+    """Return the arguments that the run was started with, on data and reference as the registry gives them back."""
+    external = record["predicate"]["buildDefinition"]["externalParameters"]
+    parameters = validated(Parameters, external["parameters"])
+    data = dependency(record, "data")
+    reference = data["annotations"].get("reference", "")
+    if reference:
+        room = recorded.with_name("reference")
+        registry.fetch(reference, room, ["table/table.parquet", "table/summary.json"])
+        reference = str(room / "table")
+    # Without a registry nothing is pushed, and the reference is a folder.
+    arguments = pipeline_arguments(parameters, recorded, "", "", reference, data["digest"]["dvc"])
+    return {**arguments, "source": str(recorded / "raw")}

@@ -34,10 +34,12 @@ class Validation(Section):
     min_images: int = Field(50, ge=1, description="images in each split, at least")
     min_class_balance: float = Field(0.05, ge=0, le=1, description="rarest class over the most frequent, in train")
     max_exact_duplicates: float = Field(0.02, ge=0, le=1, description="share of images equal to an earlier one")
-    max_near_duplicates: float = Field(0.05, ge=0, le=1, description="share of images nearly equal to an earlier one")
+    max_near_duplicates: float = Field(0.05, ge=0, le=1, description="share of images nearly equal to an earlier one; a warning")
+    near_difference: float = Field(4.0, ge=0, le=255, description="nearly equal: root mean square difference of the pixels, in gray levels")
     max_leakage: float = Field(0.0, ge=0, le=1, description="share of test images that also stand in train")
+    max_near_leakage: float = Field(0.01, ge=0, le=1, description="share of test images nearly equal to a train image; a warning")
     max_constant: float = Field(0.001, ge=0, le=1, description="share of images of a single colour")
-    max_drift: float = Field(0.1, ge=0, le=1, description="Kolmogorov-Smirnov distance of mean, std, entropy to the reference")
+    max_drift: float = Field(0.1, ge=0, le=1, description="distance to the reference: Kolmogorov-Smirnov of mean, std, entropy; total variation of labels")
 
 
 class Encoder(Section):
@@ -90,6 +92,7 @@ class Finetuning(Section):
     """Classifiers from few and from all labels."""
 
     label_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.01, 0.1, 1.0), min_length=1, description="shares of the train labels, nested; the last one is served")
+    held_out_share: float = Field(0.2, gt=0, lt=1, description="share of those labels, at most 5,000, that chooses between linear probe and whole net")
     steps: int = Field(300, ge=1, description="optimizer steps of each fine-tuning")
     batch_size: int = Field(256, ge=2, description="images per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head; the encoder's is a tenth")

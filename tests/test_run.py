@@ -1,0 +1,130 @@
+"""The whole pipeline as a user runs it: real KFP, real DVC, real Triton, in its own workspace, on scikit-learn's digits."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from unlabeled.lineage.digest import file_digest, files_below
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+UNLABELED = Path(sys.executable).with_name("unlabeled")
+SMOKE = ("run", "--profile", "smoke")
+# What holds times or the run's name; every other file is the same to the bit.
+TIMED = {"record.json", "leaderboard.json", "metrics.json", "bundle.dvc", "dvc.yaml", "report.html"}
+OF_THE_COMMAND = {"request.json", "progress.jsonl", "pipeline.log", "lock"}
+
+
+def unlabeled(workspace: Path, *arguments, check=True) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        [UNLABELED, *map(str, arguments), "--workspace", workspace], capture_output=True, text=True
+    )
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = {name: file for name, file in files_below(folder).items() if name not in TIMED | OF_THE_COMMAND}
+    return {name: file_digest(file) for name, file in files.items()}
+
+
+def newest(workspace: Path) -> Path:
+    return workspace / "runs" / json.loads(unlabeled(workspace, "runs", "--json").stdout)[0]["run"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    workspace = tmp_path_factory.mktemp("undisturbed")
+    leaderboard = json.loads(unlabeled(workspace, *SMOKE, "--json").stdout)
+    folder = newest(workspace)
+    assert leaderboard == json.loads((folder / "leaderboard.json").read_text())
+    return folder
+
+
+def test_a_run_leaves_what_the_design_promises(undisturbed):
+    names = set(digests(undisturbed)) | TIMED
+    for name in (
+        "record.json", "report.html", "leaderboard.json", "params.yaml", "table/table.parquet", "table/images.npy",
+        "validation/validation.json", "methods/simclr/model/model.safetensors", "methods/simclr/labels/labels.parquet",
+        "methods/autoencoder/evaluation/evaluation.json", "classifier/model.safetensors",
+        "repository/encoder/1/model.onnx", "repository/classifier/config.pbtxt", "serving/serving.json",
+    ):  # fmt: skip
+        assert name in names, name
+        assert (undisturbed / name).stat().st_size > 0
+
+
+def test_the_leaderboard_is_honest(undisturbed):
+    leaderboard = json.loads((undisturbed / "leaderboard.json").read_text())
+    rows = {row["method"]: row for row in leaderboard["rows"]}
+    assert rows.keys() == {"simclr", "autoencoder"}
+    assert leaderboard["selected"] == max(rows, key=lambda name: rows[name]["held_out_knn"])
+    assert {row["method"] for row in leaderboard["baselines"]} >= {"raw pixels", "PCA-128"}
+    assert all(0.5 < row["knn"] < 1 for row in rows.values())
+
+
+def test_the_same_command_again_reuses_every_step_and_is_recorded_as_a_run_of_its_own(undisturbed):
+    workspace = undisturbed.parent.parent
+    started = time.monotonic()
+    unlabeled(workspace, *SMOKE)
+    assert time.monotonic() - started < 60
+    again = newest(workspace)
+    assert again != undisturbed
+    assert digests(again) == digests(undisturbed)
+
+
+def test_killed_at_random_moments_it_goes_on_and_ends_with_the_same_bits(undisturbed, tmp_path):
+    moments = random.Random(1)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [UNLABELED, *SMOKE, "--workspace", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(moments.uniform(4, 20))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    unlabeled(tmp_path, *SMOKE)
+    assert digests(newest(tmp_path)) == digests(undisturbed)
+    assert len(list((tmp_path / "runs").iterdir())) == len(json.loads(unlabeled(tmp_path, "runs", "--json").stdout))
+    unlabeled(tmp_path, "audit")
+
+
+def test_audit_proves_the_run_and_reproduces_it_bit_for_bit(undisturbed):
+    workspace = undisturbed.parent.parent
+    result = json.loads(unlabeled(workspace, "audit", undisturbed.name, "--rerun", "--json").stdout)
+    assert result["proven"]
+    assert result["differences"] == []
+
+
+def test_predict_answers_with_class_cluster_and_neighbours(undisturbed, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    from unlabeled.data.table import ImageTable
+
+    table = ImageTable(undisturbed / "table")
+    test = table.indices("test")[:20]
+    paths = []
+    for number, image in enumerate(table.images(test)):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(image[0]).save(paths[-1])
+    rows = json.loads(unlabeled(undisturbed.parent.parent, "predict", *paths, "--run", undisturbed.name, "--json").stdout)
+    hits = [row["class"] == table.classes[label] for row, label in zip(rows, table.labels(test))]
+    assert np.mean(hits) > 0.7
+    assert all(len(row["nearest"]) == 3 for row in rows)
+
+
+def test_broken_data_stops_the_run_in_one_line_and_leaves_no_record(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(30):
+        (images / f"{number}.png").write_bytes(b"not an image")
+    result = unlabeled(tmp_path / "workspace", *SMOKE, "--data", images, check=False)
+    assert result.returncode == 1
+    assert "ingest" in result.stderr and "Traceback" not in result.stderr
+    assert json.loads(unlabeled(tmp_path / "workspace", "runs", "--json", check=False).stdout or "[]") == []
