@@ -264,6 +264,7 @@ def test_columns_of_another_type_fail_without_a_traceback(build: Callable[..., P
     report, message = judge(table)
     for column in ("label", "height", "mean", "sha256"):
         assert f"type of {column}" in failed(report) and "type of label" in message
+    assert result_of(report, "mean outside 0 to 1")["observed"] == "no comparable values"
     text = (table.parent / "validation" / "validation.json").read_text()
     assert str(table.parent) not in text and "Traceback" not in text
 

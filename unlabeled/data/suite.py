@@ -184,7 +184,7 @@ def run(rows: pd.DataFrame, suite: list[Any]) -> tuple[list[dict[str, Any]], dic
         offending[meta["name"]] = positions
         result = found[meta["name"]]
         observed = meta.get("observed", result.result.get("observed_value"))
-        if result.exception_info.get("raised_exception"):
+        if not result.result:  # it raised: texts have no range
             observed = "no comparable values"
         elif isinstance(expectation, gxe.ExpectColumnDistinctValuesToContainSet):
             observed = meta["bound"] - result.result["missing_count"]
