@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,21 +69,29 @@ async def _measure(
     return Load(len(latencies) * len(images) / elapsed, float(p50), float(p99), len(latencies))
 
 
-def measure_direct(path: Path, images: np.ndarray, seconds: float, threads: int = 0) -> Load:
-    """Run an ONNX file on the same images again and again in this process: no server, no concurrency.
+def measure_direct(
+    path: Path, images: np.ndarray, seconds: float, workers: int = 1, threads: int = 0
+) -> Load:
+    """Run an ONNX file on the same images again and again in this process, without a server.
 
     Args:
         images: uint8 (B, C, H, W) of one run.
-        threads: of onnxruntime; 0: one per core.
+        workers: runs at a time.
+        threads: of onnxruntime in each run; 0: one per core.
     """
     model = OnnxModel(path, threads)
     for _ in range(3):
         model(images)
     latencies: list[float] = []
     begin = time.perf_counter()
-    while (started := time.perf_counter()) < begin + seconds:
-        model(images)
-        latencies.append(time.perf_counter() - started)
+
+    def work(_: int) -> None:
+        while (started := time.perf_counter()) < begin + seconds:
+            model(images)
+            latencies.append(time.perf_counter() - started)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, range(workers)))
     elapsed = time.perf_counter() - begin
     p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
     return Load(len(latencies) * len(images) / elapsed, float(p50), float(p99), len(latencies))

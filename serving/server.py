@@ -155,10 +155,12 @@ class EmbeddedTriton:
         shutil.copy(stub, backends / "python")
         (backends / "onnxruntime").mkdir()
         shutil.copy(BACKEND, backends / "onnxruntime")
+        # Debian packs Python's shared library by itself, so that it may have been put into the environment.
+        libraries = (python["library"], self.environment / "lib", packages / "nvidia_pytriton.libs")
         # Nothing of our environment leaks into the server's: its stubs import their own NumPy, onnxruntime.
         environment = {
             "PATH": f"{self.environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
-            "LD_LIBRARY_PATH": f"{python['library']}:{packages / 'nvidia_pytriton.libs'}",
+            "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
             "PYTHONPATH": str(packages),
             "HOME": str(self.folder),
             "LANG": "C.UTF-8",

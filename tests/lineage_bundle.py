@@ -80,7 +80,12 @@ def real_onnx(repository: Path, model: Path) -> None:
 
 
 def run_steps(
-    work: Path, seed: int = 0, size: int = 200, changed: str = "", exported: Path | None = None
+    work: Path,
+    seed: int = 0,
+    size: int = 200,
+    changed: str = "",
+    exported: Path | None = None,
+    reference: str = "",
 ) -> dict[str, Artifact]:
     """Execute the steps of a run and return its artifacts by their path in the bundle.
 
@@ -88,6 +93,7 @@ def run_steps(
         seed: of all bytes; another seed is another run on other data.
         size: bytes of the larger files.
         changed: a step whose result comes out differently this time.
+        reference: sha256 of the table that drift is measured against.
         exported: a real model of SimCLR; its encoder is exported and served.
     """
 
@@ -110,7 +116,8 @@ def run_steps(
         )
     validation, baselines = new("validation"), new("baselines")
     with step("validate", {"table": table}, {"validation": validation}):
-        write_json(Path(validation.path) / "validation.json", {"success": True, "seed": seed_of("validate")})
+        result = {"success": True, "seed": seed_of("validate"), "drift": {"reference": reference}}
+        write_json(Path(validation.path) / "validation.json", result)
     with step("baselines", {"table": table}, {"baselines": baselines}):
         rows = [
             {"method": "raw pixels", "knn": 0.5 + seed / 100, "linear": 0.6},
@@ -185,11 +192,20 @@ def run_steps(
     }  # fmt: skip
 
 
-def record_run(registry: Registry | None, work: Path, run: str, seed: int = 0, **options: Any) -> Path:
-    """Make a run and record it; returns its bundle."""
+def record_run(
+    registry: Registry | None, work: Path, run: str, seed: int = 0, reference: str = "", **options: Any
+) -> Path:
+    """Make a run and record it; returns its bundle.
+
+    Args:
+        reference: an earlier run of the registry; its table is the one that drift is measured against.
+    """
+    if registry and reference:
+        subjects = {subject["name"]: subject for subject in registry.show(reference)["subject"]}
+        options = {"reference": subjects["table/table.parquet"]["digest"]["sha256"], **options}
     artifacts = run_steps(work / "steps", seed, **options)
     bundle = work / "bundle"
-    data = {"source": "mini", "digest": dvc_digest(artifacts["raw"].path), "reference": ""}
+    data = {"source": "mini", "digest": dvc_digest(artifacts["raw"].path), "reference": reference}
     address = (registry.url, registry.remote) if registry else ("", "")
     record(run, artifacts, {"data": "mini", "seed": seed}, data, *address, bundle)
     return bundle

@@ -202,6 +202,22 @@ def test_other_data_than_pinned_are_named(own, no_export):
     assert report.differences[0].recorded == "a" * 32 + ".dir"
 
 
+def test_the_reference_of_drift_is_proven(own, no_export, tmp_path):
+    registry, _ = own
+    record_run(registry, tmp_path / "two", "two", seed=1, reference="one")
+    report = audit(registry, "two")
+    assert report.proven
+    assert report.checks[4].claim == "drift was measured against the table of run one"
+    record_run(registry, tmp_path / "three", "three", seed=2, reference="two")
+    git("tag", "--delete", "run/two", folder=registry.url)
+    [difference] = audit(registry, "three").differences
+    assert (difference.step, difference.file) == ("validate", "validation/validation.json")
+    assert "no run 'two'" in difference.what
+    git("tag", "run/two", "run/one^{commit}", folder=registry.url)
+    [difference] = audit(registry, "three").differences
+    assert difference.what == "drift was not measured against the table of run two"
+
+
 def test_an_undeclared_file_and_a_step_of_other_code_are_named(own, no_export):
     def change(record):
         record["subject"].append({**record["subject"][0], "name": "smuggled/file"})
@@ -245,6 +261,41 @@ def test_a_record_without_its_parts_is_a_difference(own, no_export, key):
     report = forge(*own, lambda record: record.pop(key))
     assert not report.proven
     assert named(report) == {("record", "record.json")}
+
+
+def places(value, path=()):
+    """Every place in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+ODD = (None, [], "x", {}, 0)
+
+
+@pytest.mark.slow
+def test_whatever_is_lacking_or_odd_in_a_record_ends_in_a_difference(one, no_export, monkeypatch):
+    registry, bundle = one
+    untouched = read_json(bundle / "record.json")
+    environment = untouched["predicate"]["runDetails"]["builder"]["environment"]
+    environment["distributions"] = {"numpy": environment["distributions"]["numpy"]}
+    # A place of each kind: list positions do not count, and names only where they are few.
+    kinds = {tuple(key for key in path if isinstance(key, str))[:7]: path for path in places(untouched)}
+    for number, path in enumerate(kinds.values()):
+        record = json.loads(json.dumps(untouched))
+        parent = record
+        for key in path[:-1]:
+            parent = parent[key]
+        odd = ODD[number % len(ODD)]
+        if odd is None:
+            del parent[path[-1]]
+        else:
+            parent[path[-1]] = odd if parent[path[-1]] != odd else 1
+        monkeypatch.setattr(registry, "show", lambda run, record=record: record)
+        report = audit(registry, "one")
+        assert not report.proven, path
+        assert report.lines()[-1].startswith("not proven")
 
 
 def test_an_unknown_run_is_bad_input(one, tmp_path):

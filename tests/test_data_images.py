@@ -174,6 +174,7 @@ def test_colour_to_gray_is_as_for_arrays(tmp_path: Path) -> None:
     assert np.array_equal(gray, convert_channels(colour.transpose(2, 0, 1)[None], 1)[0])
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_files_have_a_reason(tmp_path: Path, name: str) -> None:
     write, reason = BROKEN[name]

@@ -155,6 +155,17 @@ def test_fetch_refuses_what_is_damaged_or_missing(tmp_path):
         registry.fetch("one", tmp_path / "out", ["table"])
 
 
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "raw/../../escaped"])
+def test_fetch_writes_nothing_outside_its_folder(two, tmp_path, monkeypatch, name):
+    registry, _ = two
+    record = registry.show("run-a")
+    record["subject"][0]["name"] = name
+    monkeypatch.setattr(registry, "show", lambda run: record)
+    with pytest.raises(InputError, match="leads out of the bundle"):
+        registry.fetch("run-a", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_reference_table(two):
     registry, bundles = two
     with reference_table("", "", "") as nothing:
@@ -319,8 +330,6 @@ def test_a_remote_that_is_no_folder(tmp_path):
     finally:
         server.shutdown()
         server.server_close()
-    with pytest.raises(InputError, match="cannot read the DVC remote http"):
-        audit(registry, "one")
 
 
 def test_hostile_git_settings_of_the_user_change_nothing(tmp_path, monkeypatch):
@@ -431,7 +440,12 @@ def test_killed_at_any_point_the_registry_is_valid_and_the_next_record_lands(tmp
 
 def run_dvc(*arguments, cwd):
     # A settled environment: no analytics, no look for updates, a cache of its own.
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(cwd / "site"), "CI": "1"}
+    environment = {
+        **os.environ,
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(cwd.parent / "dvc-site"),
+        "CI": "1",
+    }
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environment, check=True, capture_output=True, text=True

@@ -25,7 +25,7 @@ class Ingest(Section):
     test_share: float = Field(0.2, gt=0, lt=1, description="share held out when the source has no test split")
     max_broken_share: float = Field(0.01, ge=0, le=1, description="more broken files than this stop the run")
     max_pixels: int = Field(64_000_000, ge=1, description="a larger image is broken: a decompression bomb")
-    shard_images: int = Field(50_000, ge=1, description="images per shard of the table")
+    shard_images: int = Field(100_000, ge=1, description="images per shard of the table")
 
 
 class Validation(Section):
@@ -95,8 +95,9 @@ class Finetuning(Section):
     held_out_share: float = Field(0.2, gt=0, lt=1, description="share of those labels, at most 5,000, that chooses between linear probe and whole net")
     steps: int = Field(300, ge=1, description="optimizer steps of each fine-tuning")
     batch_size: int = Field(256, ge=2, description="images per step")
-    learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head; the encoder's is a tenth")
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate, of AdamW on a cosine schedule")
     weight_decay: float = Field(1e-4, ge=0, description="not applied to biases and normalisation")
+    crop_area: float = Field(1.0, gt=0, le=1, description="smallest share of an image that random crops keep; 1: no crops, best for few epochs")
 
 
 class Export(Section):

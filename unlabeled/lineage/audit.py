@@ -3,30 +3,14 @@
 Everything is read from the registry, and every byte is hashed here: neither git nor DVC is taken at its word.
 """
 
-import hashlib
-import json
-import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
 from unlabeled.errors import InputError
-from unlabeled.lineage.chain import Content, below, maker, open_inputs
 from unlabeled.lineage.comparison import compare, same_environment
-from unlabeled.lineage.digest import code_digest, json_digest, stream_digests
+from unlabeled.lineage.evidence import Evidence
 from unlabeled.lineage.findings import Check, Difference, Report
-from unlabeled.lineage.leaderboard import leaderboard
-from unlabeled.lineage.record import dependency
 from unlabeled.lineage.registry import Registry
-from unlabeled.lineage.store import Store
 from unlabeled.lineage.tracked import LEADERBOARD, RECORD
 
 __all__ = ["Check", "Difference", "Report", "audit", "compare", "same_environment"]
-
-# Files of a run's commit that are no evidence: where the remote lies, what git ignores.
-NO_EVIDENCE = re.compile(r"\.dvc/.*|\.gitignore|\.dvcignore|README\.md")
-ONNX = re.compile(r"repository/([^/]+)/\d+/model\.onnx")
 
 
 def audit(registry: Registry, run: str) -> Report:
@@ -34,17 +18,29 @@ def audit(registry: Registry, run: str) -> Report:
 
     Claims: the record and every file of its commit are intact; every artifact is in the store with the
     recorded sha256 and md5; the chain of steps is closed from the data to what is served; the data are the
-    pinned data; the leaderboard is what the artifacts say; the served ONNX files equal their checkpoints.
+    pinned data; drift was measured against the recorded reference; the leaderboard is what the artifacts say;
+    the served ONNX files equal their checkpoints.
 
     Raises:
         InputError: there is no such run, or no registry, or its DVC remote cannot be reached.
     """
     registry.require(run)
     try:
-        evidence = _Evidence(registry, run, registry.show(run))
+        record = registry.show(run)
     except InputError as error:
-        check = Check("the record is intact", (Difference("record", RECORD, str(error)),))
-        return Report(run, "", [check], ["the record cannot be read: nothing else was checked"])
+        return _unreadable(run, str(error))
+    try:
+        return _examined(Evidence(registry, run, record))
+    except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+        return _unreadable(run, f"has not the form of a record: {error!r}")
+
+
+def _unreadable(run: str, what: str) -> Report:
+    check = Check("the record is intact", (Difference("record", RECORD, what),))
+    return Report(run, "", [check], ["the record cannot be read: nothing else was checked"])
+
+
+def _examined(evidence: Evidence) -> Report:
     size = f"{len(evidence.content.md5)} files, {evidence.size / 1e6:.1f} MB"
     checks = [
         Check("the record is intact", tuple(evidence.of_record())),
@@ -52,162 +48,21 @@ def audit(registry: Registry, run: str) -> Report:
         Check("every step read what an earlier step wrote", tuple(evidence.of_chain())),
         Check("the data are the pinned data", tuple(evidence.of_data())),
     ]
-    further = {
-        "the leaderboard is what the artifacts say": (
-            evidence.of_leaderboard, (LEADERBOARD, "methods", "baselines", "selection"),
-        ),
-        "the served ONNX files equal their checkpoints": (
-            evidence.of_onnx, ("model", "labels", "classifier", "repository"),
-        ),
-    }  # fmt: skip
-    for claim, (differences, needed) in further.items():
+    # These read artifacts, so that they need them sound.
+    further = [
+        ("the leaderboard is what the artifacts say", evidence.of_leaderboard,
+         [LEADERBOARD, "methods", "baselines", "selection"]),
+        ("the served ONNX files equal their checkpoints", evidence.of_onnx,
+         ["model", "labels", "classifier", "repository"]),
+    ]  # fmt: skip
+    if evidence.reference:
+        claim = f"drift was measured against the table of run {evidence.reference}"
+        further.insert(0, (claim, evidence.of_drift, ["validation"]))
+    for claim, differences, needed in further:
         if damaged := sorted(evidence.damaged.intersection(needed)):
             evidence.notes.append(f"not checked, since {' and '.join(damaged)} lie damaged: {claim}")
         else:
             checks.append(Check(claim, tuple(differences(needed))))
     _, reasons = same_environment(evidence.record)
     notes = [*evidence.notes, *(f"here is not where the run was made: {reason}" for reason in reasons)]
-    return Report(run, str(evidence.record["digest"]), checks, notes)
-
-
-class _Evidence:
-    """A run as its record tells it, and the registry that must agree.
-
-    Attributes:
-        damaged: top-level files and folders of the bundle that are found missing or changed.
-        notes: what could not be checked.
-
-    Raises:
-        InputError: the record lacks what every record has.
-    """
-
-    def __init__(self, registry: Registry, run: str, record: Mapping[str, Any]) -> None:
-        self.registry, self.run, self.record = registry, run, record
-        self.damaged: set[str] = set()
-        self.notes: list[str] = []
-        try:
-            predicate = record["predicate"]
-            details = predicate["runDetails"]
-            self.content = Content.of(record)
-            self.size = sum(subject["annotations"]["size"] for subject in record["subject"])
-            self.steps, self.artifacts = predicate["steps"], predicate["artifacts"]
-            self.made_by = {name: artifact["step"] for name, artifact in self.artifacts.items()}
-            self.tracked = {entry["name"]: entry["digest"]["sha256"] for entry in details["byproducts"]}
-            self.invocation = details["metadata"]["invocationId"]
-            self.parameters = predicate["buildDefinition"]["externalParameters"]
-            self.data, self.code = dependency(record, "data"), dependency(record, "code")["digest"]["tree"]
-            same_environment(record, record)
-        except (KeyError, TypeError, AttributeError, StopIteration) as error:
-            raise InputError(f"the record of run {run} lacks {error or 'data or code'}") from None
-
-    def _step(self, file: str) -> str:
-        return maker(file, self.artifacts) or "record"
-
-    def of_record(self) -> Iterator[Difference]:
-        digest = json_digest({key: value for key, value in self.record.items() if key != "digest"})
-        if digest != self.record["digest"]:
-            yield Difference(
-                "record", RECORD, "was changed after it was written", self.record["digest"], digest
-            )
-        if self.invocation != self.run:
-            yield Difference("record", RECORD, "is the record of another run", self.run, self.invocation)
-        if json_digest(self.parameters["parameters"]) != self.parameters["digest"]:
-            yield Difference(
-                "record", RECORD, "parameters do not have their digest", self.parameters["digest"]
-            )
-        for name, recorded in self.tracked.items():
-            try:
-                found = hashlib.sha256(self.registry.read(self.run, name)).hexdigest()
-            except InputError as error:
-                self.damaged.add(name)
-                yield Difference("record", name, str(error))
-                continue
-            if found != recorded:
-                self.damaged.add(name)
-                yield Difference("record", name, "was changed after it was recorded", recorded, found)
-        for name in self.registry.files(self.run):
-            if name not in self.tracked and name != RECORD and not NO_EVIDENCE.fullmatch(name):
-                yield Difference("record", name, "lies in the run's commit, but the record does not know it")
-
-    def of_store(self) -> Iterator[Difference]:
-        store = Store(self.registry.remote)
-        for name, object_name in self.content.objects().items():
-            # What is no file is the listing that DVC keeps of a folder.
-            recorded = self.content.sha256.get(name, "")
-            subject = "" if recorded else "DVC's listing of this folder "
-            try:
-                with store.open(object_name) as file:
-                    found = stream_digests(file)
-            except OSError as error:
-                self.damaged.add(name.split("/")[0])
-                missing = isinstance(error, FileNotFoundError)
-                what = "is missing in the store" if missing else f"cannot be read: {error.strerror}"
-                yield Difference(self._step(name), name, subject + what, object_name)
-                continue
-            if found.md5 != object_name.removesuffix(".dir") or (recorded and found.sha256 != recorded):
-                self.damaged.add(name.split("/")[0])
-                values = (recorded, found.sha256) if recorded else (object_name, found.md5)
-                yield Difference(self._step(name), name, f"{subject}was changed in the store", *values)
-
-    def of_chain(self) -> Iterator[Difference]:
-        for step, name, digest in open_inputs(self.steps):
-            yield Difference(step, name, "was read, but no earlier step wrote it", digest)
-        signed = {step["name"]: step["outputs"].values() for step in self.steps}
-        for name, step in self.made_by.items():
-            digest, recorded = self.content.tree(name), self.artifacts[name]["digest"]
-            if digest != recorded or digest not in signed.get(step, ()):
-                yield Difference(
-                    step, name, "its recorded files are not what the step signed", recorded, digest
-                )
-        for name in self.content.md5:
-            if maker(name, self.artifacts) is None:
-                yield Difference("record", name, "belongs to no artifact of any step")
-        for record in self.steps:
-            if record["code"] != self.code:
-                yield Difference(
-                    record["name"], "code", "is not the code of the run", self.code, record["code"]
-                )
-
-    def of_data(self) -> Iterator[Difference]:
-        pinned, found = self.data["digest"]["dvc"], self.content.dvc("raw")
-        if found != pinned:
-            yield Difference("ingest", "raw", "are not the pinned data", pinned, found)
-        if self.made_by.get("raw") != self.made_by.get("table"):
-            yield Difference(self._step("table"), "table", "was not made by the step that read the raw data")
-
-    def of_leaderboard(self, needed: tuple[str, ...]) -> Iterator[Difference]:
-        if self.code != code_digest():
-            self.notes.append(
-                "the leaderboard was not derived again: the code here is not the code of the run"
-            )
-            return
-        scores = [name for name in self.content.md5 if name.startswith(needed) and name.endswith(".json")]
-        steps = {step["name"]: step for step in self.steps}
-        makers = {name: steps[step] for name, step in self.made_by.items()}
-        recorded = json.loads(self.registry.read(self.run, LEADERBOARD))
-        with tempfile.TemporaryDirectory(prefix="unlabeled-") as folder:
-            self.registry.fetch(self.run, Path(folder), scores)
-            derived = leaderboard(Path(folder), self.run, recorded["data"], makers)
-        for key, value in derived.items():
-            if value != recorded.get(key):
-                yield Difference("record", LEADERBOARD, f"`{key}` is not what the artifacts say")
-
-    def of_onnx(self, needed: tuple[str, ...]) -> Iterator[Difference]:
-        served = {name: found[1] for name in self.content.md5 if (found := ONNX.fullmatch(name))}
-        if not served:
-            self.notes.append("the run serves no ONNX file")
-            return
-        from unlabeled.export.parity import onnx_equals_checkpoint
-
-        with tempfile.TemporaryDirectory(prefix="unlabeled-") as room:
-            folder = Path(room)
-            self.registry.fetch(self.run, folder, [name for name in needed if below(self.content.md5, name)])
-            for name, kind in served.items():
-                try:
-                    lines = onnx_equals_checkpoint(
-                        folder / name, kind, folder / "model", folder / "labels", folder / "classifier"
-                    )
-                except Exception as error:  # whatever a strange file does to the libraries that read it
-                    lines = [f"cannot be compared: {error or type(error).__name__}".replace(f"{room}/", "")]
-                for line in lines:
-                    yield Difference(self._step(name), name, line)
+    return Report(evidence.run, evidence.record["digest"], checks, notes)

@@ -155,6 +155,10 @@ class Registry:
             for name in content.md5
             if paths is None or any(name == path or name.startswith(path + "/") for path in paths)
         ]
+        tracked = _tracked(record) if paths is None else []
+        for name in wanted + tracked:
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"the record of run {run} is broken: {name} leads out of the bundle")
         for name in wanted:
             try:
                 with store.open(content.md5[name]) as source, atomic_path(folder / name) as temporary:
@@ -164,7 +168,6 @@ class Registry:
                         raise CheckFailed(f"run {run}: {name} is damaged in the registry's store")
             except FileNotFoundError:
                 raise CheckFailed(f"run {run}: {name} is missing in the registry's store") from None
-        tracked = _tracked(record) if paths is None else []
         for name in tracked:
             write_bytes(folder / name, self.read(run, name))
         return [folder / name for name in wanted + tracked]

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import AdamW
 
 from unlabeled.data.table import ImageTable
 from unlabeled.nets.encoder import Encoder
-from unlabeled.parameters import Finetuning
+from unlabeled.parameters import Finetuning, Training
 from unlabeled.probes.features import extract, load_images
 from unlabeled.probes.linear import LinearProbe
+from unlabeled.training.optimizers import build_optimizer
 from unlabeled.training.schedule import learning_rate_share
 from unlabeled.views import random_crop
 
@@ -59,40 +59,37 @@ def train_classifier(
     indices: np.ndarray,
     targets: np.ndarray,
     parameters: Finetuning,
-    encoder_rate: float,
     seed: int,
 ) -> Iterator[tuple[float, float]]:
     """Train all weights in place, one optimizer step per item; yield its loss and learning rate.
 
-    AdamW, cosine schedule after a short warm-up, random crops turned by up to 10 degrees. No mirroring: it
-    changes what a digit or a letter is. The order of the images and the views follow from `seed`.
+    AdamW, cosine schedule after a short warm-up. Crops are never mirrored: that changes what a digit or a
+    letter is. The order of the images and the crops follow from `seed`.
 
     Args:
         indices, targets: table positions (N,) and their classes (N,). Every epoch shows each image once; a
             batch may span epochs, so that each step has `parameters.batch_size` images however few there are.
-        encoder_rate: learning rate of the encoder, as a share of the head's.
     """
     device = classifier.head.weight.device
     generator = torch.Generator(device).manual_seed(seed)
-    groups = []
-    for module, rate in ((classifier.encoder, encoder_rate), (classifier.head, 1.0)):
-        for vectors in (False, True):
-            weights = [weight for weight in module.parameters() if (weight.ndim <= 1) == vectors]
-            decay = 0.0 if vectors else parameters.weight_decay
-            groups.append({"params": weights, "weight_decay": decay, "peak": rate * parameters.learning_rate})
-    optimizer = AdamW(groups, fused=True)
+    optimizer = build_optimizer(
+        classifier, Training(learning_rate=parameters.learning_rate, weight_decay=parameters.weight_decay)
+    )
     classifier.to(memory_format=torch.channels_last).train()
     for step, batch in enumerate(_batches(len(indices), parameters.batch_size, parameters.steps, seed)):
-        share = learning_rate_share(step, parameters.steps, "cosine", WARMUP_SHARE, 0)
+        rate = parameters.learning_rate * learning_rate_share(
+            step, parameters.steps, "cosine", WARMUP_SHARE, 0
+        )
         for group in optimizer.param_groups:
-            group["lr"] = share * group["peak"]
+            group["lr"] = rate
         images = load_images(table, indices[batch], device)
-        images = random_crop(images, area=(0.6, 1.0), flip=0.0, degrees=10.0, generator=generator)
+        if parameters.crop_area < 1:
+            images = random_crop(images, area=(parameters.crop_area, 1.0), flip=0.0, generator=generator)
         loss = F.cross_entropy(classifier(images), torch.from_numpy(targets[batch]).to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield loss.item(), share * parameters.learning_rate
+        yield loss.item(), rate
     classifier.eval()
 
 

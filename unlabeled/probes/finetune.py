@@ -31,8 +31,6 @@ from unlabeled.training.reproducible import reproducible
 METRICS, EFFICIENCY, CONFUSION = "metrics.jsonl", "efficiency.json", "confusion.json"
 MOST_HELD_OUT = 5_000
 LOG_EVERY = 10
-# Of the head's learning rate: a pretrained encoder moves a tenth as fast, a fresh one as fast.
-PRETRAINED_RATE, SCRATCH_RATE = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -133,11 +131,9 @@ def finetune_share(
     fitted, unseen = subset.take(fit), subset.take(held_out)
     metrics: list[dict[str, Any]] = []
 
-    def train(classifier: Classifier, start: str, encoder_rate: float) -> Classifier:
+    def train(classifier: Classifier, start: str) -> Classifier:
         classifier.to(accelerator())
-        steps = train_classifier(
-            classifier, table, fitted.indices, fitted.targets, parameters, encoder_rate, seed
-        )
+        steps = train_classifier(classifier, table, fitted.indices, fitted.targets, parameters, seed)
         for step, (loss, rate) in enumerate(steps, 1):
             values = {"loss": loss, "learning_rate": rate}
             progress.report(step, parameters.steps, f"steps, {len(subset.indices):,} labels", **values)
@@ -146,7 +142,7 @@ def finetune_share(
         return classifier
 
     probe = fit_linear_probe(subset.features, subset.targets, classes, fit, held_out, refit=False)
-    tuned = train(Classifier.from_probe(copy.deepcopy(encoder), probe), "pretrained", PRETRAINED_RATE)
+    tuned = train(Classifier.from_probe(copy.deepcopy(encoder), probe), "pretrained")
     probe_right = probe.predict(unseen.features) == unseen.targets
     tuned_right = tuned.predict(table, unseen.indices) == unseen.targets
     probe_test = _accuracy(probe.predict(test.features) == test.targets)
@@ -160,7 +156,7 @@ def finetune_share(
         "held_out": {"probe": _accuracy(probe_right), "finetuned": _accuracy(tuned_right)},
     }
     if from_scratch:
-        scratch = train(Classifier.untrained(encoder.settings, classes, seed), "scratch", SCRATCH_RATE)
+        scratch = train(Classifier.untrained(encoder.settings, classes, seed), "scratch")
         row["scratch"] = _accuracy(scratch.predict(table, test.indices) == test.targets)
     if not clearly_better(tuned_right, probe_right):
         return Classifier.from_probe(encoder, probe).to(accelerator()), row, metrics
