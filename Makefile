@@ -38,7 +38,12 @@ setup: .venv/ready .venv-triton/ready
 .venv-triton/ready: requirements-triton.lock
 	test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python $(PIP) -r requirements-triton.lock
+	.venv-triton/bin/python -c "import ctypes; ctypes.CDLL('libpython3.11.so.1.0')" 2>/dev/null || $(LIBPYTHON)
 	touch $@
+
+# Debian packs the shared library of Python by itself; the server's Python backend needs it. No root.
+LIBPYTHON = (cd .venv-triton && apt-get download -q libpython3.11 && dpkg-deb -x libpython3.11_*.deb libpython \
+	&& cp libpython/usr/lib/*/libpython3.11.so.1.0 lib/ && rm -r libpython libpython3.11_*.deb)
 
 # Exact versions with hashes, from the ranges in pyproject.toml (needs uv).
 lock:

@@ -14,11 +14,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unlabeled.lineage.digest import files_below, file_digest
+from unlabeled.lineage.digest import file_digest, files_below
 
 UNLABELED = Path(sys.executable).with_name("unlabeled")
 # Times and names of the run stand in these; every other file has to be the same to the bit.
-TIMED = {"record.json", "leaderboard.json", "report.html", "request.json", "progress.jsonl", "pipeline.log", "lock"}
+TIMED = {
+    "record.json",
+    "leaderboard.json",
+    "report.html",
+    "request.json",
+    "progress.jsonl",
+    "pipeline.log",
+    "lock",
+}
 
 
 def run(workspace: Path, *arguments: str) -> tuple[float, Path]:
@@ -35,7 +43,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 def compute_seconds(folder: Path) -> dict[str, float]:
     """Return each step's own compute, as the step logged it."""
-    return {step["name"]: step["seconds"] for step in json.loads((folder / "record.json").read_text())["steps"]}
+    return {
+        step["name"]: step["seconds"] for step in json.loads((folder / "record.json").read_text())["steps"]
+    }
 
 
 def kill_and_resume(workspace: Path, kills: int, seconds: float, *arguments: str) -> Path:
@@ -66,7 +76,9 @@ def main() -> None:
         wall, folder = run(Path(room) / "undisturbed", *arguments)
         steps = compute_seconds(folder)
         started = time.perf_counter()
-        subprocess.run([UNLABELED, "audit", "--workspace", Path(room) / "undisturbed"], check=True, capture_output=True)
+        subprocess.run(
+            [UNLABELED, "audit", "--workspace", Path(room) / "undisturbed"], check=True, capture_output=True
+        )
         figures: dict[str, Any] = {
             "profile": options.profile,
             "wall_seconds": wall,
@@ -77,7 +89,9 @@ def main() -> None:
         }
         if options.kills:
             disturbed = kill_and_resume(Path(room) / "disturbed", options.kills, wall / 2, *arguments)
-            audit = subprocess.run([UNLABELED, "audit", "--workspace", Path(room) / "disturbed"], capture_output=True)
+            audit = subprocess.run(
+                [UNLABELED, "audit", "--workspace", Path(room) / "disturbed"], capture_output=True
+            )
             figures["kills"] = options.kills
             figures["same_bits"] = digests(folder) == digests(disturbed)
             figures["registry_valid"] = audit.returncode == 0

@@ -20,9 +20,16 @@ bench_app = typer.Typer(help="Measure: each figure of benchmarks/RESULTS.md come
 
 Workspace = Annotated[Path, typer.Option(help="Folder of runs, cache and registry.")]
 Profile = Annotated[str, typer.Option(help="Profile of params.yaml.")]
-ParametersFile = Annotated[Path | None, typer.Option("--parameters", help="Parameter file; default: params.yaml here.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter, as training.epochs=3.")]
-Data = Annotated[str | None, typer.Option(help="A name in data.dvc, 'digits', a folder, IDX files or an npz file.")]
+ParametersFile = Annotated[
+    Path | None, typer.Option("--parameters", help="Parameter file; default: params.yaml here.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter, as training.epochs=3."),
+]
+Data = Annotated[
+    str | None, typer.Option(help="A name in data.dvc, 'digits', a folder, IDX files or an npz file.")
+]
 Methods = Annotated[str | None, typer.Option(help="Learning signals, comma-separated; 'all': every one.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
@@ -54,7 +61,9 @@ def run(
     workspace: Workspace = DEFAULT_WORKSPACE,
     set_: Set = None,
     parameters: ParametersFile = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Execute every step, whatever was computed before.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Execute every step, whatever was computed before.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on this machine; the same command again goes on where it was stopped."""
@@ -67,7 +76,9 @@ def run(
     workspace = _workspace(workspace)
     asked = resolve(_parameters(profile, data, methods, seed, set_, parameters))
     registry = Registry.embedded(workspace / "registry")
-    reference = next((entry["run"] for entry in registry.runs() if entry["data"].get("source") == asked.data), "")
+    reference = next(
+        (entry["run"] for entry in registry.runs() if entry["data"].get("source") == asked.data), ""
+    )
     arguments = pipeline_arguments(asked, workspace / "cache", registry.url, registry.remote, reference)
     folder = local.open_run(workspace, arguments)
     console = Console(stderr=True)
@@ -161,7 +172,10 @@ def serve(
 
     folder = _run_folder(workspace, run)
     with EmbeddedTriton(folder / "repository", http_port=http_port, grpc_port=grpc_port) as server:
-        print(f"Triton serves {folder.name}: HTTP {server.http_url}  gRPC {server.grpc_url}  (Ctrl-C ends it)", file=sys.stderr)
+        print(
+            f"Triton serves {folder.name}: HTTP {server.http_url}  gRPC {server.grpc_url}  (Ctrl-C ends it)",
+            file=sys.stderr,
+        )
         server.wait()
 
 
@@ -169,7 +183,10 @@ def serve(
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     run: Annotated[str, typer.Option(help="A run in the workspace; default: the newest.")] = "",
-    url: Annotated[str, typer.Option(help="gRPC address of a Triton server, as 127.0.0.1:8001; default: in this process.")] = "",
+    url: Annotated[
+        str,
+        typer.Option(help="gRPC address of a Triton server, as 127.0.0.1:8001; default: in this process."),
+    ] = "",
     neighbours: Annotated[int, typer.Option(min=1, help="Nearest training images to name.")] = 3,
     workspace: Workspace = DEFAULT_WORKSPACE,
     as_json: Json = False,
@@ -245,7 +262,9 @@ def schedule(
     registry: RegistryUrl,
     remote: Remote,
     cron: Annotated[str, typer.Option(help="Six fields, seconds first, as '0 0 3 * * *'.")],
-    name: Annotated[str, typer.Option(help="Name of the recurring run; one of that name is replaced.")] = "unlabeled",
+    name: Annotated[
+        str, typer.Option(help="Name of the recurring run; one of that name is replaced.")
+    ] = "unlabeled",
     experiment: Experiment = "unlabeled",
     namespace: Namespace = None,
     profile: Profile = "cpu",
@@ -406,7 +425,12 @@ def _run_script(script: Path, arguments: list[str]) -> None:
 
 
 def _parameters(
-    profile: str, data: str | None, methods: str | None, seed: int | None, set_: list[str] | None, file: Path | None
+    profile: str,
+    data: str | None,
+    methods: str | None,
+    seed: int | None,
+    set_: list[str] | None,
+    file: Path | None,
 ) -> Any:
     from unlabeled.parameters import load_parameters
 
@@ -447,7 +471,9 @@ def _registry(workspace: Path) -> Any:
     from unlabeled.lineage.registry import Registry
 
     if not (workspace / "registry").is_dir():
-        raise InputError(f"no registry in workspace {workspace}; start a run with `unlabeled run`, or give --workspace")
+        raise InputError(
+            f"no registry in workspace {workspace}; start a run with `unlabeled run`, or give --workspace"
+        )
     return Registry.embedded(workspace.resolve() / "registry")
 
 
@@ -486,7 +512,8 @@ def _by_hand(name: str, inputs: dict[str, Path], outputs: dict[str, Path], **arg
             raise InputError(f"{folder} exists already; give another --output, or remove it")
     function = getattr(importlib.import_module(f"components.{name}.component"), name).python_func
     arguments = {"data_digest": "", "code_digest": code_digest()} | {
-        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in arguments.items()
+        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        for key, value in arguments.items()
     }
     artifacts = {key: Artifact(str(folder)) for key, folder in (inputs | outputs).items()}
     if "metrics" in inspect.signature(function).parameters:

@@ -38,7 +38,12 @@ def submit(host: str, experiment: str, run: str, arguments: dict[str, Any], name
 
     with _errors_of(host):
         result = _client(host, namespace).create_run_from_pipeline_func(
-            training, arguments, run_name=run, experiment_name=experiment, enable_caching=True, namespace=namespace
+            training,
+            arguments,
+            run_name=run,
+            experiment_name=experiment,
+            enable_caching=True,
+            namespace=namespace,
         )
     return result.run_id
 
@@ -115,4 +120,6 @@ def _errors_of(host: str) -> Iterator[None]:
         if status:
             raise InputError(f"Kubeflow Pipelines at {host} refused: {status} {reason}") from None
         words = " ".join(str(error).split())[:200]
-        raise InputError(f"no Kubeflow Pipelines server answers at {host}: {type(error).__name__}: {words}") from None
+        raise InputError(
+            f"no Kubeflow Pipelines server answers at {host}: {type(error).__name__}: {words}"
+        ) from None

@@ -74,7 +74,9 @@ def _table(steps: dict[str, StepState]) -> Table:
     for name, step in steps.items():
         bar = ProgressBar(total=max(step.total, 1), completed=step.done, width=24, pulse=not step.total)
         show_bar = step.state == "running"
-        table.add_row(marks[step.state], name, bar if show_bar else "", _duration(step.seconds()), step.words())
+        table.add_row(
+            marks[step.state], name, bar if show_bar else "", _duration(step.seconds()), step.words()
+        )
     return table
 
 
@@ -114,4 +116,6 @@ def _log(console: Console, name: str, step: StepState, event: str, printed: dict
     state = {"start": "started", "progress": at, "end": "done", "fail": "failed"}[event]
     if event in ("end", "fail"):
         state += f" after {step.seconds():.1f} s"
-    console.print(f"{name:<26} {state}  {step.words()}".rstrip(), markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{name:<26} {state}  {step.words()}".rstrip(), markup=False, highlight=False, soft_wrap=True
+    )

@@ -20,13 +20,21 @@ from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import atomic_path, link_or_copy, read_json, write_json
 from unlabeled.workspace import CACHE
 
-REQUEST, EVENTS, LOG, RECORD, REPORT = "request.json", "progress.jsonl", "pipeline.log", "record.json", "report.html"
+REQUEST, EVENTS, LOG, RECORD, REPORT = (
+    "request.json",
+    "progress.jsonl",
+    "pipeline.log",
+    "record.json",
+    "report.html",
+)
 
 
 def open_run(workspace: Path, arguments: dict[str, Any]) -> Path:
     """Return the folder of the run to execute: an unfinished one that asked for the same, else a new one."""
     key = request_key(arguments)
-    for request in sorted(workspace.glob(f"runs/*/{REQUEST}"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for request in sorted(
+        workspace.glob(f"runs/*/{REQUEST}"), key=lambda path: path.stat().st_mtime, reverse=True
+    ):
         if read_json(request)["key"] == key and not (request.parent / REPORT).exists():
             return request.parent
     run = f"{short_name(arguments['source'])}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{key[:6]}"
@@ -59,7 +67,9 @@ def execute(folder: Path, watch: Callable[[Path, Callable[[], bool]], None], cac
         }
         command = [sys.executable, "-m", "pipelines.local", str(folder), "cached" if cache else "fresh"]
         with open(folder / LOG, "ab") as log:
-            worker = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            worker = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
         try:
             watch(folder / EVENTS, lambda: worker.poll() is not None)
             worker.wait()
@@ -75,7 +85,9 @@ def _locked(folder: Path):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"run {folder.name} is in progress in another process; wait for it or end it") from None
+            raise InputError(
+                f"run {folder.name} is in progress in another process; wait for it or end it"
+            ) from None
         yield
 
 
@@ -84,7 +96,9 @@ def _kill_leftovers(folder: Path) -> None:
     leftovers = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.environ().get(progress.VARIABLE) == str(folder / EVENTS):
+            if process.pid != os.getpid() and process.environ().get(progress.VARIABLE) == str(
+                folder / EVENTS
+            ):
                 process.kill()
                 leftovers.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -96,7 +110,9 @@ def _failure(folder: Path) -> Exception:
     failures = [event for event in progress.read(folder / EVENTS)[0] if event["event"] == "fail"]
     if not failures:
         lines = (folder / LOG).read_text(errors="replace").strip().splitlines()
-        return CheckFailed(f"the pipeline ended early: {lines[-1] if lines else 'no output'} (log: {folder / LOG})")
+        return CheckFailed(
+            f"the pipeline ended early: {lines[-1] if lines else 'no output'} (log: {folder / LOG})"
+        )
     first = failures[0]
     if first["kind"] == "input":
         return InputError(first["message"])

@@ -64,13 +64,23 @@ def training(
     ingested = ingest(source=source, parameters=ingest_parameters, **common)
     table = ingested.outputs["table"]
     validated = validate(
-        table=table, parameters=validation_parameters, reference=reference, registry=registry, remote=remote, **common
+        table=table,
+        parameters=validation_parameters,
+        reference=reference,
+        registry=registry,
+        remote=remote,
+        **common,
     )
     floor = baselines(table=table, parameters=evaluation_parameters, seed=seed, **common).after(validated)
 
     with dsl.ParallelFor(methods, name="methods") as method:
         pretrained = pretrain(
-            method=method, encoder=encoder_parameters, training=training_parameters, seed=seed, table=table, **common
+            method=method,
+            encoder=encoder_parameters,
+            training=training_parameters,
+            seed=seed,
+            table=table,
+            **common,
         ).after(validated)
         model = pretrained.outputs["model"]
         probe = {"method": method, "table": table, "model": model, "seed": seed, "threads": threads, **common}
@@ -87,7 +97,9 @@ def training(
 
     selected = select(**candidates(), **common)
     chosen = {"table": table, "model": selected.outputs["model"], "labels": selected.outputs["model_labels"]}
-    classifier = finetune(parameters=finetuning_parameters, seed=seed, **chosen, **common).outputs["classifier"]
+    classifier = finetune(parameters=finetuning_parameters, seed=seed, **chosen, **common).outputs[
+        "classifier"
+    ]
     exported = export(parameters=export_parameters, classifier=classifier, **chosen, **common)
     served = {name: exported.outputs[name] for name in ("repository", "index")}
     serving = check_serving(parameters=export_parameters, **served, **common).outputs["serving"]

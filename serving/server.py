@@ -47,7 +47,8 @@ class EmbeddedTriton:
     """A context in which Triton serves a model repository on loopback.
 
     All models are loaded at the start, and can be loaded and unloaded through the API (explicit control). The
-    server ends with the context or with this process; neither processes nor shared memory remain.
+    server ends with the context or with this process; no process and no shared memory remains. A process
+    that is killed leaves a temporary folder of 3 MB.
 
     Args:
         http_port, grpc_port, metrics_port: 0 takes a free one.

@@ -282,7 +282,7 @@ def test_whatever_is_lacking_or_odd_in_a_record_ends_in_a_difference(one, no_exp
     environment["distributions"] = {"numpy": environment["distributions"]["numpy"]}
     # A place of each kind: list positions do not count, and names only where they are few.
     kinds = {tuple(key for key in path if isinstance(key, str))[:7]: path for path in places(untouched)}
-    for number, path in enumerate(kinds.values()):
+    for number, path in enumerate(list(kinds.values())[::2]):
         record = json.loads(json.dumps(untouched))
         parent = record
         for key in path[:-1]:

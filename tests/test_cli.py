@@ -14,7 +14,11 @@ UNLABELED = Path(sys.executable).with_name("unlabeled")
 
 def unlabeled(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [UNLABELED, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=os.environ | environment
+        [UNLABELED, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | environment,
     )
 
 
@@ -23,7 +27,19 @@ def test_help_comes_at_once():
     result = unlabeled("--help")
     after = os.times()
     assert result.returncode == 0
-    for command in ("run", "methods", "runs", "show", "audit", "serve", "predict", "compile", "submit", "schedule", "bench"):
+    for command in (
+        "run",
+        "methods",
+        "runs",
+        "show",
+        "audit",
+        "serve",
+        "predict",
+        "compile",
+        "submit",
+        "schedule",
+        "bench",
+    ):
         assert f" {command} " in result.stdout
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     assert cpu < 0.5
@@ -48,10 +64,19 @@ BAD = {
     "unknown command": (["rum"], "rum"),
     "unknown option": (["run", "--profil", "smoke"], "--profil"),
     "unknown profile": (["run", "--profile", "smok"], "did you mean 'smoke'"),
-    "unknown parameter": (["run", "--profile", "smoke", "--set", "training.epoch=1"], "did you mean 'epochs'"),
-    "unknown section": (["run", "--profile", "smoke", "--set", "trainin.epochs=1"], "did you mean 'training'"),
+    "unknown parameter": (
+        ["run", "--profile", "smoke", "--set", "training.epoch=1"],
+        "did you mean 'epochs'",
+    ),
+    "unknown section": (
+        ["run", "--profile", "smoke", "--set", "trainin.epochs=1"],
+        "did you mean 'training'",
+    ),
     "wrong value": (["run", "--profile", "smoke", "--set", "training.batch_size=-4"], "training.batch_size"),
-    "wrong type": (["run", "--profile", "smoke", "--set", "training.learning_rate=fast"], "training.learning_rate"),
+    "wrong type": (
+        ["run", "--profile", "smoke", "--set", "training.learning_rate=fast"],
+        "training.learning_rate",
+    ),
     "no value": (["run", "--profile", "smoke", "--set", "training.epochs"], "write KEY=VALUE"),
     "no key": (["run", "--profile", "smoke", "--set", "=3"], "write KEY=VALUE"),
     "negative seed": (["run", "--profile", "smoke", "--seed", "-1"], "seed"),
@@ -70,7 +95,10 @@ BAD = {
         ["run", "--profile", "smoke", "--set", "pretrain.simclr.training.batchsize=2"],
         "pretrain.simclr.training.batchsize; did you mean 'batch_size'",
     ),
-    "settings of an unknown method": (["run", "--profile", "smoke", "--set", "pretrain.simcler.x=1"], "simcler"),
+    "settings of an unknown method": (
+        ["run", "--profile", "smoke", "--set", "pretrain.simcler.x=1"],
+        "simcler",
+    ),
     "no such data": (["run", "--profile", "smoke", "--data", "no-such-data"], "no-such-data"),
     "no such parameter file": (["run", "--parameters", "none.yaml"], "none.yaml"),
     "workspace is a file": (["run", "--profile", "smoke", "--workspace", "/dev/null"], "/dev/null"),
@@ -88,7 +116,17 @@ BAD = {
     ),
     "submit without a host": (["submit"], "--host"),
     "schedule five fields": (
-        ["schedule", "--host", "http://127.0.0.1:9", "--registry", "x", "--remote", "y", "--cron", "0 3 * * *"],
+        [
+            "schedule",
+            "--host",
+            "http://127.0.0.1:9",
+            "--registry",
+            "x",
+            "--remote",
+            "y",
+            "--cron",
+            "0 3 * * *",
+        ],
         "did you mean '0 0 3 * * *'",
     ),
     "validate no table": (["validate", "--table", "none", "-o", "out"], "no such folder"),
@@ -118,7 +156,9 @@ def test_one_step_by_hand_is_the_components_step(tmp_path):
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "table" / "table.parquet").exists()
     started = time.time()
-    result = unlabeled("validate", "--table", tmp_path / "table", "-o", tmp_path / "validation", "--profile", "smoke")
+    result = unlabeled(
+        "validate", "--table", tmp_path / "table", "-o", tmp_path / "validation", "--profile", "smoke"
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "validation" / "validation.json").read_text())["success"]
     assert time.time() - started < 60

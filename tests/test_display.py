@@ -21,8 +21,24 @@ def drawn(path, terminal: bool) -> str:
 
 EVENTS = [
     {"time": 0.0, "step": "pretrain/simclr", "event": "start"},
-    {"time": 10.0, "step": "pretrain/simclr", "event": "progress", "done": 100, "total": 300, "unit": "step", "values": {"loss": 5.0}},
-    {"time": 20.0, "step": "pretrain/simclr", "event": "progress", "done": 200, "total": 300, "unit": "step", "values": {"loss": 4.25}},
+    {
+        "time": 10.0,
+        "step": "pretrain/simclr",
+        "event": "progress",
+        "done": 100,
+        "total": 300,
+        "unit": "step",
+        "values": {"loss": 5.0},
+    },
+    {
+        "time": 20.0,
+        "step": "pretrain/simclr",
+        "event": "progress",
+        "done": 200,
+        "total": 300,
+        "unit": "step",
+        "values": {"loss": 4.25},
+    },
 ]
 
 
@@ -35,7 +51,9 @@ def test_a_running_step_shows_rate_time_to_go_and_loss(tmp_path):
 
 
 def test_a_log_gets_plain_lines(tmp_path):
-    write(tmp_path / "events", *EVENTS, {"time": 30.0, "step": "pretrain/simclr", "event": "end", "seconds": 30})
+    write(
+        tmp_path / "events", *EVENTS, {"time": 30.0, "step": "pretrain/simclr", "event": "end", "seconds": 30}
+    )
     lines = drawn(tmp_path / "events", terminal=False).splitlines()
     assert lines[0].split() == ["pretrain/simclr", "started"]
     assert lines[-1].startswith("pretrain/simclr") and "done after 30.0 s" in lines[-1]
@@ -43,7 +61,11 @@ def test_a_log_gets_plain_lines(tmp_path):
 
 
 def test_a_failed_step_shows_its_reason(tmp_path):
-    write(tmp_path / "events", EVENTS[0], {"time": 1.0, "step": "pretrain/simclr", "event": "fail", "kind": "input", "message": "too few"})
+    write(
+        tmp_path / "events",
+        EVENTS[0],
+        {"time": 1.0, "step": "pretrain/simclr", "event": "fail", "kind": "input", "message": "too few"},
+    )
     assert "failed after 1.0 s  too few" in drawn(tmp_path / "events", terminal=False)
 
 

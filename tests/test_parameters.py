@@ -15,15 +15,19 @@ def test_every_profile_is_valid(profile):
 
 def test_overrides_by_dotted_path_are_typed():
     parameters = load_parameters(
-        PROFILES, "smoke", {"training.epochs": "3", "ingest.channels": "gray", "pretrain.simclr.temperature": "0.2"}
+        PROFILES,
+        "smoke",
+        {"training.epochs": "3", "ingest.channels": "gray", "pretrain.simclr.temperature": "0.2"},
     )
     assert parameters.training.epochs == 3
     assert parameters.ingest.channels == "gray"
-    assert parameters.pretrain == {"simclr": {"temperature": 0.2}}
+    assert parameters.pretrain["simclr"]["temperature"] == 0.2
 
 
 def test_integers_that_became_floats_on_the_way_through_kfp_turn_back():
-    values = {key: float(value) if type(value) is int else value for key, value in Training().model_dump().items()}
+    values = {
+        key: float(value) if type(value) is int else value for key, value in Training().model_dump().items()
+    }
     assert validated(Training, values).model_dump() == Training().model_dump()
     assert type(validated(Training, values).batch_size) is int
 
@@ -42,7 +46,10 @@ def test_a_round_trip_changes_nothing():
         ({"training.epochs": "-1"}, "parameter training.epochs: input should be greater than 0 (got -1)"),
         ({"training.epochs": "many"}, "parameter training.epochs: input should be a valid number"),
         ({"training.batch_size": "2.5"}, "parameter training.batch_size: input should be a valid integer"),
-        ({"training.optimizer": "adam"}, "parameter training.optimizer: input should be 'adamw', 'sgd' or 'lars'"),
+        (
+            {"training.optimizer": "adam"},
+            "parameter training.optimizer: input should be 'adamw', 'sgd' or 'lars'",
+        ),
         ({"training": "5"}, "parameter training:"),
         ({"seed": "1", "seed.x": "5"}, "unknown parameter seed.x: seed is a value, not a section"),
         ({"data.x": "5"}, "unknown parameter data.x: data is a value, not a section"),
@@ -62,7 +69,12 @@ def test_a_wrong_parameter_is_refused_with_its_path_in_one_line(overrides, words
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("smoke: [1", "not valid YAML"), ("- a", "no profile 'smoke'"), ("cpu: {}", "no profile 'smoke'"), ("smoke: 3", "is 3, not a section")],
+    [
+        ("smoke: [1", "not valid YAML"),
+        ("- a", "no profile 'smoke'"),
+        ("cpu: {}", "no profile 'smoke'"),
+        ("smoke: 3", "is 3, not a section"),
+    ],
 )
 def test_a_broken_parameter_file_is_refused_in_one_line(tmp_path, text, words):
     file = tmp_path / "params.yaml"

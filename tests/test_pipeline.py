@@ -87,7 +87,9 @@ def test_a_component_is_an_adapter_with_a_readme(step):
     assert lines <= 12, f"{step}: a component adapts, the library works"
     readme = (folder / "README.md").read_text().lower()
     for name in (argument.arg for argument in function.args.args):
-        assert name in readme or name in ("data_digest", "code_digest", "metrics"), f"{step}/README.md does not name {name}"
+        assert name in readme or name in ("data_digest", "code_digest", "metrics"), (
+            f"{step}/README.md does not name {name}"
+        )
 
 
 def test_imports_point_one_way():
@@ -97,7 +99,9 @@ def test_imports_point_one_way():
         above = "|".join(floors[floor + 1 :] + (["kfp"] if package in ("unlabeled", "serving") else []))
         pattern = re.compile(rf"^\s*(?:from|import) (?:{above})\b", re.MULTILINE) if above else None
         for file in (ROOT / package).rglob("*.py"):
-            assert not (pattern and pattern.search(file.read_text())), f"{file.relative_to(ROOT)} imports upwards"
+            assert not (pattern and pattern.search(file.read_text())), (
+                f"{file.relative_to(ROOT)} imports upwards"
+            )
 
 
 @pytest.mark.parametrize("cron", ["", "0 3 * * *", "0 0 3 * * * *", "0 0 3 * * $", "every day at three"])

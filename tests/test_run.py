@@ -1,4 +1,4 @@
-"""The whole pipeline as a user runs it: real KFP, real DVC, real Triton, in its own workspace, on scikit-learn's digits."""
+"""The whole pipeline as a user runs it: real KFP, real DVC, real Triton, on scikit-learn's digits."""
 
 import json
 import random
@@ -29,7 +29,12 @@ def unlabeled(workspace: Path, *arguments, check=True) -> subprocess.CompletedPr
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = {name: file for name, file in files_below(folder).items() if name not in TIMED | OF_THE_COMMAND}
+    # The validation of a second run holds its drift from the first.
+    files = {
+        name: file
+        for name, file in files_below(folder).items()
+        if name not in TIMED | OF_THE_COMMAND and not name.startswith("validation/")
+    }
     return {name: file_digest(file) for name, file in files.items()}
 
 
@@ -47,7 +52,7 @@ def undisturbed(tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_what_the_design_promises(undisturbed):
-    names = set(digests(undisturbed)) | TIMED
+    names = files_below(undisturbed)
     for name in (
         "record.json", "report.html", "leaderboard.json", "params.yaml", "table/table.parquet", "table/images.npy",
         "validation/validation.json", "methods/simclr/model/model.safetensors", "methods/simclr/labels/labels.parquet",
@@ -90,7 +95,9 @@ def test_killed_at_random_moments_it_goes_on_and_ends_with_the_same_bits(undistu
             process.wait()
     unlabeled(tmp_path, *SMOKE)
     assert digests(newest(tmp_path)) == digests(undisturbed)
-    assert len(list((tmp_path / "runs").iterdir())) == len(json.loads(unlabeled(tmp_path, "runs", "--json").stdout))
+    assert len(list((tmp_path / "runs").iterdir())) == len(
+        json.loads(unlabeled(tmp_path, "runs", "--json").stdout)
+    )
     unlabeled(tmp_path, "audit")
 
 
@@ -113,7 +120,9 @@ def test_predict_answers_with_class_cluster_and_neighbours(undisturbed, tmp_path
     for number, image in enumerate(table.images(test)):
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(image[0]).save(paths[-1])
-    rows = json.loads(unlabeled(undisturbed.parent.parent, "predict", *paths, "--run", undisturbed.name, "--json").stdout)
+    rows = json.loads(
+        unlabeled(undisturbed.parent.parent, "predict", *paths, "--run", undisturbed.name, "--json").stdout
+    )
     hits = [row["class"] == table.classes[label] for row, label in zip(rows, table.labels(test))]
     assert np.mean(hits) > 0.7
     assert all(len(row["nearest"]) == 3 for row in rows)

@@ -112,19 +112,21 @@ def test_the_server_ends_with_a_killed_parent(run, tmp_path):
     shutil.copytree(run.repository / "encoder", repository / "encoder")
     code = (
         "import sys; from serving.server import EmbeddedTriton\n"
-        "with EmbeddedTriton(sys.argv[1]) as server: print(server.region, flush=True); server.wait()"
+        "with EmbeddedTriton(sys.argv[1]) as server:\n"
+        "    print(server.region, server.folder, flush=True); server.wait()"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code, str(repository)], stdout=subprocess.PIPE, text=True
     )
-    region = parent.stdout.readline().strip()
+    region, folder = parent.stdout.readline().split()
     assert region_processes(region)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while region_processes(region) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not region_processes(region) and not list(Path("/dev/shm").glob(f"{region}*"))
+    shutil.rmtree(folder)
 
 
 @pytest.mark.slow

@@ -278,7 +278,7 @@ def test_wrong_methods_are_refused(table: Path, tmp_path: Path, method: dict[str
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="too small"):
+    with pytest.raises(InputError, match="cannot share a batch"):
         run(make_table(tmp_path / "table", count=2), tmp_path / "model")
 
 

@@ -32,7 +32,7 @@ def emit(event: str, **fields: Any) -> None:
 
 
 def report(done: int, total: int, unit: str = "", **values: float) -> None:
-    """Tell how far the current step is (`done` of `total` units) and its current values, five times a second at most."""
+    """Tell how far the current step is (`done` of `total` units) and its values, five times a second at most."""
     global _last_report
     now = time.monotonic()
     if done < total and now - _last_report < 0.2:

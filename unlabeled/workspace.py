@@ -12,12 +12,12 @@ CACHE = "UNLABELED_CACHE"
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: the environment variable UNLABELED_CACHE, else `~/.cache/unlabeled`."""
+    """Return the folder for what can be made again: $UNLABELED_CACHE, else `~/.cache/unlabeled`."""
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "unlabeled")
 
 
 def checkpoint_folder(*key: Any) -> Path:
-    """Return the folder of a training's checkpoints; `key` (JSON values) holds all that its result depends on."""
+    """Return the folder of a training's checkpoints; `key` (JSON values) holds all its result depends on."""
     return cache_folder() / "checkpoints" / json_digest(key)
 
 

@@ -25,8 +25,12 @@ def evaluate(
     from unlabeled.probes import evaluate
 
     inputs = {"table": table, "model": model}
-    with step(f"evaluate/{method['name']}", inputs, {"evaluation": evaluation}, code_digest, metrics) as result:
+    with step(
+        f"evaluate/{method['name']}", inputs, {"evaluation": evaluation}, code_digest, metrics
+    ) as result:
         checked = validated(Evaluation, parameters, "evaluation")
         with workspace.threads(threads):
-            scores = evaluate.evaluate(Path(model.path), Path(table.path), Path(evaluation.path), checked, seed)
+            scores = evaluate.evaluate(
+                Path(model.path), Path(table.path), Path(evaluation.path), checked, seed
+            )
         result.update(scores)

@@ -23,8 +23,12 @@ def pretrain(
     from unlabeled.training import pretrain
     from unlabeled.workspace import checkpoint_folder
 
-    with step(f"pretrain/{method['name']}", {"table": table}, {"model": model}, code_digest, metrics) as result:
+    with step(
+        f"pretrain/{method['name']}", {"table": table}, {"model": model}, code_digest, metrics
+    ) as result:
         net, settings = validated(Encoder, encoder, "encoder"), validated(Training, training, "training")
         key = [method, net.model_dump(), settings.model_dump(), seed, table.metadata["digest"], code_digest]
         checkpoints = checkpoint_folder(*key)
-        result.update(pretrain.pretrain(Path(table.path), Path(model.path), method, net, settings, seed, checkpoints))
+        result.update(
+            pretrain.pretrain(Path(table.path), Path(model.path), method, net, settings, seed, checkpoints)
+        )

@@ -1,5 +1,3 @@
-from typing import List  # noqa: UP035 (KFP reads this spelling only)
-
 from kfp import dsl
 
 from components import IMAGE
@@ -19,9 +17,9 @@ def record(
     table: dsl.Input[dsl.Dataset],
     validation: dsl.Input[dsl.Artifact],
     baselines: dsl.Input[dsl.Artifact],
-    models: dsl.Input[List[dsl.Model]],
-    labels: dsl.Input[List[dsl.Dataset]],
-    evaluations: dsl.Input[List[dsl.Artifact]],
+    models: dsl.Input[list[dsl.Model]],
+    labels: dsl.Input[list[dsl.Dataset]],
+    evaluations: dsl.Input[list[dsl.Artifact]],
     selection: dsl.Input[dsl.Artifact],
     model: dsl.Input[dsl.Model],
     model_labels: dsl.Input[dsl.Dataset],

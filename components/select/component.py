@@ -1,5 +1,3 @@
-from typing import List  # noqa: UP035 (KFP reads this spelling only)
-
 from kfp import dsl
 
 from components import IMAGE
@@ -9,9 +7,9 @@ from components import IMAGE
 def select(
     data_digest: str,
     code_digest: str,
-    evaluations: dsl.Input[List[dsl.Artifact]],
-    models: dsl.Input[List[dsl.Model]],
-    labels: dsl.Input[List[dsl.Dataset]],
+    evaluations: dsl.Input[list[dsl.Artifact]],
+    models: dsl.Input[list[dsl.Model]],
+    labels: dsl.Input[list[dsl.Dataset]],
     selection: dsl.Output[dsl.Artifact],
     model: dsl.Output[dsl.Model],
     model_labels: dsl.Output[dsl.Dataset],

@@ -30,7 +30,9 @@ class ImageTable:
         self.folder = Path(folder)
         shards = sorted(self.folder.glob("images*.npy"))
         if not shards or not (self.folder / TABLE).is_file() or not (self.folder / SUMMARY).is_file():
-            raise InputError(f"{self.folder} is no image table: images*.npy, {TABLE} and {SUMMARY} belong there")
+            raise InputError(
+                f"{self.folder} is no image table: images*.npy, {TABLE} and {SUMMARY} belong there"
+            )
         self.summary: dict[str, Any] = read_json(self.folder / SUMMARY)
         self._shards = [np.load(shard, mmap_mode="r") for shard in shards]
         self._starts = np.cumsum([0] + [len(shard) for shard in self._shards]).tolist()

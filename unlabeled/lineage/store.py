@@ -5,11 +5,12 @@ anywhere. DVC itself is content that an object is there; here every object is re
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from unlabeled import progress
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.lineage.digest import stream_digests
 
@@ -102,8 +103,13 @@ class Store:
             for group in filter(None, (files, listings)):
                 self._objects.add(list(group.values()), localfs, list(group), check_exists=False)
 
-    def _damaged(self, names: Iterable[str]) -> list[str]:
-        return [name for name in names if self._md5(name) != name.removesuffix(".dir")]
+    def _damaged(self, names: Collection[str]) -> list[str]:
+        damaged = []
+        for done, name in enumerate(names, 1):
+            if self._md5(name) != name.removesuffix(".dir"):
+                damaged.append(name)
+            progress.report(done, len(names), "objects")
+        return damaged
 
     def _md5(self, name: str) -> str:
         with self.open(name) as file:

@@ -27,6 +27,9 @@ class Signal(nn.Module):
     def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar loss of a batch and values to log.
 
+        One backward serves all nets: where two have opposite aims (GAN), each part of the loss detaches what
+        is not its own to move.
+
         Args:
             images: uint8 (B, C, H, W) on the training device; the method makes its own views.
         """

@@ -68,11 +68,11 @@ def pretrain(
         images = ImageTable(table)
         settings = {key: value for key, value in method.items() if key != "name"}
         settings = method_settings(method["name"], settings)
-        overrides = settings.pop("training", {})
+        overrides = settings.pop("training")
         kind = find_signal(method["name"])
         training = resolve_training(training, kind, overrides, images, device)
         mean, std = pixel_statistics(images)
-        net = Encoder(**encoder.model_dump(), image_shape=images.image_shape, mean=mean, std=std).settings
+        net = encoder.model_dump() | {"image_shape": list(images.image_shape), "mean": mean, "std": std}
         config = {
             "method": method["name"],
             "family": kind.family,

@@ -36,8 +36,8 @@ def resolve_training(
     batches = Batches(table, training.batch_size, 0, 0, processes())
     if batches.batch_size < 2 * processes():
         raise InputError(
-            f"{table.folder}: batches of {batches.batch_size} images are too small for {processes()} processes, "
-            "each needs two images; give more train images or a larger training.batch_size"
+            f"{table.folder}: {processes()} processes cannot share a batch of {batches.batch_size} images, "
+            "each needs two; give more train images or a larger training.batch_size"
         )
     steps = training.steps or max(1, round(training.epochs * batches.per_epoch))
     compiled = training.compile
