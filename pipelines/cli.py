@@ -7,6 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines import bench, by_hand
+from pipelines.options import (
+    DEFAULT_WORKSPACE,
+    Data,
+    Json,
+    Methods,
+    ParametersFile,
+    Profile,
+    RunName,
+    Seed,
+    Set,
+    Workspace,
+    parameters_of,
+)
 from unlabeled.errors import CheckFailed, InputError
 
 app = typer.Typer(
@@ -16,25 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench_app = typer.Typer(help="Measure: each figure of benchmarks/RESULTS.md comes from one of these.")
-
-Workspace = Annotated[Path, typer.Option(help="Folder of runs, cache and registry.")]
-Profile = Annotated[str, typer.Option(help="Profile of params.yaml.")]
-ParametersFile = Annotated[
-    Path | None, typer.Option("--parameters", help="Parameter file; default: params.yaml here.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter, as training.epochs=3."),
-]
-Data = Annotated[
-    str | None, typer.Option(help="A name in data.dvc, 'digits', a folder, IDX files or an npz file.")
-]
-Methods = Annotated[str | None, typer.Option(help="Learning signals, comma-separated; 'all': every one.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
-RunName = Annotated[str, typer.Argument(metavar="[RUN]", help="A recorded run; default: the newest.")]
-DEFAULT_WORKSPACE = Path("workspace")
 
 
 def main() -> None:
@@ -74,7 +69,7 @@ def run(
     from unlabeled.lineage.registry import Registry
 
     workspace = _workspace(workspace)
-    asked = resolve(_parameters(profile, data, methods, seed, set_, parameters))
+    asked = resolve(parameters_of(profile, data, methods, seed, set_, parameters))
     registry = Registry.embedded(workspace / "registry")
     reference = next(
         (entry["run"] for entry in registry.runs() if entry["data"].get("source") == asked.data), ""
@@ -250,7 +245,7 @@ def submit(
 
     from pipelines import cluster, request
 
-    asked = request.resolve(_parameters(profile, data, methods, seed, set_, parameters))
+    asked = request.resolve(parameters_of(profile, data, methods, seed, set_, parameters))
     arguments = request.pipeline_arguments(asked, workspace / "cache", registry, remote, digest=data_digest)
     name = f"{request.short_name(asked.data)}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     print(cluster.submit(host, experiment, name, {"run": name, **arguments}, namespace))
@@ -280,182 +275,10 @@ def schedule(
     from pipelines import cluster, request
 
     cluster.check_cron(cron)
-    asked = request.resolve(_parameters(profile, data, methods, seed, set_, parameters))
+    asked = request.resolve(parameters_of(profile, data, methods, seed, set_, parameters))
     arguments = request.pipeline_arguments(asked, workspace / "cache", registry, remote, digest=data_digest)
     arguments = {"run": f"{name}-[[ScheduledTime]]", **arguments}
     print(cluster.schedule(host, experiment, name, cron, arguments, namespace))
-
-
-TableFolder = Annotated[Path, typer.Option("--table", help="Image table (a folder made by ingest).")]
-ModelFolder = Annotated[Path, typer.Option("--model", help="Model (a folder made by pretrain).")]
-LabelsFolder = Annotated[Path, typer.Option("--labels", help="Pseudo-labels (a folder made by self-label).")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; must not exist.")]
-
-
-@app.command()
-def ingest(
-    output: Output, data: Data = None, profile: Profile = "cpu", set_: Set = None, parameters: ParametersFile = None,
-    workspace: Workspace = DEFAULT_WORKSPACE,
-) -> None:  # fmt: skip
-    """One step by hand: a source of images to an image table (and its raw files in OUTPUT-raw)."""
-    from unlabeled.data.sources import data_digest
-
-    asked = _parameters(profile, data, None, None, set_, parameters)
-    digest = data_digest(asked.data, workspace / "cache")
-    outputs = {"table": output, "raw": output.with_name(output.name + "-raw")}
-    _by_hand("ingest", {}, outputs, source=asked.data, parameters=asked.ingest, data_digest=digest)
-
-
-@app.command()
-def validate(
-    table: TableFolder, output: Output, profile: Profile = "cpu", set_: Set = None, parameters: ParametersFile = None,
-    reference: Annotated[str, typer.Option(help="An earlier run's table.parquet, for drift.")] = "",
-) -> None:  # fmt: skip
-    """One step by hand: an image table against its expectations."""
-    asked = _parameters(profile, None, None, None, set_, parameters)
-    _by_hand(
-        "validate", {"table": table}, {"validation": output},
-        parameters=asked.validation, reference=reference, registry="", remote="",
-    )  # fmt: skip
-
-
-@app.command()
-def pretrain(
-    method: Annotated[str, typer.Argument(help="A learning signal, see `unlabeled methods`.")],
-    table: TableFolder, output: Output, profile: Profile = "cpu", seed: Seed = None, set_: Set = None,
-    parameters: ParametersFile = None,
-) -> None:  # fmt: skip
-    """One step by hand: train an encoder with one learning signal."""
-    from pipelines.request import resolve
-
-    asked = resolve(_parameters(profile, None, method, seed, set_, parameters))
-    settings = {"name": method, **asked.pretrain[method]}
-    _by_hand(
-        "pretrain", {"table": table}, {"model": output},
-        method=settings, encoder=asked.encoder, training=asked.training, seed=asked.seed,
-    )  # fmt: skip
-
-
-@app.command("self-label")
-def self_label(
-    table: TableFolder, model: ModelFolder, output: Output, profile: Profile = "cpu", seed: Seed = None,
-    set_: Set = None, parameters: ParametersFile = None,
-) -> None:  # fmt: skip
-    """One step by hand: cluster the train split in a model's features."""
-    asked = _parameters(profile, None, None, seed, set_, parameters)
-    _by_hand(
-        "self_label", {"table": table, "model": model}, {"labels": output},
-        method={"name": model.name}, parameters=asked.self_label, threads=0, seed=asked.seed,
-    )  # fmt: skip
-
-
-@app.command()
-def evaluate(
-    table: TableFolder, model: ModelFolder, output: Output, profile: Profile = "cpu", seed: Seed = None,
-    set_: Set = None, parameters: ParametersFile = None,
-) -> None:  # fmt: skip
-    """One step by hand: probe a model's frozen features."""
-    asked = _parameters(profile, None, None, seed, set_, parameters)
-    _by_hand(
-        "evaluate", {"table": table, "model": model}, {"evaluation": output},
-        method={"name": model.name}, parameters=asked.evaluation, threads=0, seed=asked.seed,
-    )  # fmt: skip
-
-
-@app.command()
-def finetune(
-    table: TableFolder, model: ModelFolder, labels: LabelsFolder, output: Output, profile: Profile = "cpu",
-    seed: Seed = None, set_: Set = None, parameters: ParametersFile = None,
-) -> None:  # fmt: skip
-    """One step by hand: train classifiers on few and on all labels."""
-    asked = _parameters(profile, None, None, seed, set_, parameters)
-    inputs = {"table": table, "model": model, "labels": labels}
-    _by_hand("finetune", inputs, {"classifier": output}, parameters=asked.finetuning, seed=asked.seed)
-
-
-@app.command()
-def export(
-    table: TableFolder, model: ModelFolder, labels: LabelsFolder,
-    classifier: Annotated[Path, typer.Option(help="Classifier (a folder made by finetune).")],
-    output: Output, profile: Profile = "cpu", set_: Set = None, parameters: ParametersFile = None,
-) -> None:  # fmt: skip
-    """One step by hand: write the Triton model repository (and its index in OUTPUT-index)."""
-    asked = _parameters(profile, None, None, None, set_, parameters)
-    inputs = {"table": table, "model": model, "labels": labels, "classifier": classifier}
-    outputs = {"repository": output, "index": output.with_name(output.name + "-index")}
-    _by_hand("export", inputs, outputs, parameters=asked.export)
-
-
-app.add_typer(bench_app, name="bench")
-
-
-@bench_app.callback(invoke_without_command=True)
-def bench(context: typer.Context) -> None:
-    """Run every benchmark."""
-    if context.invoked_subcommand is None:
-        for script in sorted(_benchmarks().glob("*.py")):
-            print(f"\n== {script.stem}")
-            _run_script(script, [])
-
-
-def _add_benchmark(name: str) -> None:
-    @bench_app.command(name, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-    def command(context: typer.Context) -> None:
-        _run_script(_benchmarks() / f"{name}.py", context.args)
-
-    command.__doc__ = f"benchmarks/{name}.py"
-
-
-for _name in ("ingest", "validation", "training", "quality", "serving", "lineage", "pipeline"):
-    _add_benchmark(_name)
-
-
-def _benchmarks() -> Path:
-    folder = Path(__file__).parents[1] / "benchmarks"
-    if not folder.is_dir():
-        raise InputError("the benchmarks come with a checkout of the project, not with the installed package")
-    return folder
-
-
-def _run_script(script: Path, arguments: list[str]) -> None:
-    import subprocess
-
-    if subprocess.run([sys.executable, str(script), *arguments]).returncode:
-        raise CheckFailed(f"benchmark {script.stem} failed")
-
-
-def _parameters(
-    profile: str,
-    data: str | None,
-    methods: str | None,
-    seed: int | None,
-    set_: list[str] | None,
-    file: Path | None,
-) -> Any:
-    from unlabeled.parameters import load_parameters
-
-    overrides: dict[str, Any] = {}
-    for assignment in set_ or []:
-        key, equals, value = assignment.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set {assignment}: write KEY=VALUE, as training.epochs=3")
-        overrides[key.strip()] = value
-    if data is not None:
-        overrides["data"] = data
-    if methods == "all":
-        from unlabeled.signals import all_signals
-
-        overrides["methods"] = sorted(all_signals())
-    elif methods is not None:
-        overrides["methods"] = [name.strip() for name in methods.split(",") if name.strip()]
-    if seed is not None:
-        overrides["seed"] = seed
-    return load_parameters(file or _parameters_file(), profile, overrides)
-
-
-def _parameters_file() -> Path:
-    here = Path("params.yaml")
-    return here if here.exists() else Path(__file__).parents[1] / "params.yaml"
 
 
 def _workspace(folder: Path) -> Path:
@@ -494,34 +317,6 @@ def _run_folder(workspace: Path, run: str) -> Path:
     if not (folder / "record.json").exists():
         registry.fetch(name, folder)
     return folder
-
-
-def _by_hand(name: str, inputs: dict[str, Path], outputs: dict[str, Path], **arguments: Any) -> None:
-    """Call a component's own function on folders."""
-    import importlib
-    import inspect
-
-    from unlabeled.lineage.digest import code_digest
-    from unlabeled.lineage.step import Artifact
-
-    for key, folder in inputs.items():
-        if not folder.exists():
-            raise InputError(f"--{key} {folder}: no such folder")
-    for folder in outputs.values():
-        if folder.exists():
-            raise InputError(f"{folder} exists already; give another --output, or remove it")
-    function = getattr(importlib.import_module(f"components.{name}.component"), name).python_func
-    arguments = {"data_digest": "", "code_digest": code_digest()} | {
-        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-        for key, value in arguments.items()
-    }
-    artifacts = {key: Artifact(str(folder)) for key, folder in (inputs | outputs).items()}
-    if "metrics" in inspect.signature(function).parameters:
-        first = next(iter(outputs.values()))
-        artifacts["metrics"] = Artifact(str(first.with_name(first.name + "-metrics.json")))
-    function(**arguments, **artifacts)
-    for folder in outputs.values():
-        print(folder)
 
 
 def _print_json(value: Any) -> None:
@@ -564,6 +359,9 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
     for command in (f"serve {name}", f"predict --run {name} IMAGE", f"audit {name}"):
         print(f"next     unlabeled {command}")
 
+
+app.add_typer(by_hand.app)
+app.add_typer(bench.app, name="bench")
 
 if __name__ == "__main__":
     main()

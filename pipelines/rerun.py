@@ -10,7 +10,7 @@ from pipelines import display, local
 from pipelines.request import pipeline_arguments
 from unlabeled.files import read_json
 from unlabeled.lineage.audit import Report, compare, same_environment
-from unlabeled.lineage.record import RECORD, dependency
+from unlabeled.lineage.record import dependency
 from unlabeled.lineage.registry import Registry
 from unlabeled.parameters import Parameters, validated
 
@@ -24,11 +24,9 @@ def rerun(registry: Registry, run: str, report: Report, console: Console) -> Rep
         recorded = Path(room) / "recorded"
         registry.fetch(run, recorded)
         record = registry.show(run)
-        for name in (RECORD, "leaderboard.json"):
-            (recorded / name).write_bytes(registry.read(run, name))
         folder = local.open_run(Path(room) / "workspace", _arguments(record, recorded, registry))
         local.execute(folder, lambda events, ended: display.watch(events, ended, console), cache=False)
-        comparable, reasons = same_environment(record, read_json(folder / RECORD))
+        comparable, reasons = same_environment(record, read_json(folder / local.RECORD))
         return report.with_rerun(compare(recorded, folder, comparable), comparable, reasons)
 
 

@@ -80,7 +80,7 @@ BAD = {
     "no value": (["run", "--profile", "smoke", "--set", "training.epochs"], "write KEY=VALUE"),
     "no key": (["run", "--profile", "smoke", "--set", "=3"], "write KEY=VALUE"),
     "negative seed": (["run", "--profile", "smoke", "--seed", "-1"], "seed"),
-    "seed no number": (["run", "--profile", "smoke", "--seed", "one"], "one"),
+    "seed no number": (["run", "--profile", "smoke", "--seed", "one"], "--seed"),
     "unknown method": (["run", "--profile", "smoke", "--methods", "simcrl"], "did you mean 'simclr'"),
     "no method": (["run", "--profile", "smoke", "--methods", ","], "methods"),
     "unknown method setting": (
@@ -107,8 +107,8 @@ BAD = {
     "runs without a registry": (["runs"], "no registry in workspace"),
     "serve without a registry": (["serve"], "no registry in workspace"),
     "predict without a registry": (["predict", "image.png"], "no registry in workspace"),
-    "predict without an image": (["predict"], "IMAGES"),
-    "serve on an impossible port": (["serve", "--http-port", "70000"], "70000"),
+    "predict without an image": (["predict"], "images"),
+    "serve on an impossible port": (["serve", "--http-port", "70000"], "--http-port"),
     "compile to no yaml": (["compile", "-o", "pipeline.json"], "pipeline.json"),
     "submit to nobody": (
         ["submit", "--host", "http://127.0.0.1:9", "--registry", "x", "--remote", "y", "--profile", "smoke"],

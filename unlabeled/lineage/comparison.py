@@ -41,14 +41,18 @@ def same_environment(
     pairs += [(name, theirs[name], ours[name]) for name in ("python", "implementation")]
     pairs += [(name, _version(theirs, name), _version(ours, name)) for name in _required()]
     reasons = [f"{name} {a}, here {b}" for name, a, b in pairs if a != b]
+    a, b = theirs["variables"], ours["variables"]
+    if a != b:
+        reasons.append(f"variables {_told(a, b)}, here {_told(b, a)}")
 
     steps: dict[str, list[str]] = {}
     for step in recorded["predicate"]["steps"]:
         machine = machines.get(step["name"], ours)
         for name, a in step["machine"].items():
             b = machine[name]
-            # A process that has not imported torch says nothing of it.
-            if a != b and not (name == "torch" and None in (a, b)):
+            # A process that is no step has not imported torch, nor set the variables that steps set themselves.
+            unknown = (name == "torch" and None in (a, b)) or (name == "variables" and fresh is None)
+            if a != b and not unknown:
                 steps.setdefault(f"{name} {_told(a, b)}, here {_told(b, a)}", []).append(step["name"])
     for reason, names in steps.items():
         everywhere = len(names) == len(recorded["predicate"]["steps"])

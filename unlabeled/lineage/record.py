@@ -17,11 +17,11 @@ from unlabeled.lineage.digest import Digests, files_below, json_digest, stream_d
 from unlabeled.lineage.environment import environment
 from unlabeled.lineage.git import source_commit
 from unlabeled.lineage.leaderboard import leaderboard
+from unlabeled.lineage.registry import Registry
 from unlabeled.lineage.step import DIGEST, STEP, ArtifactLike, step_record
-from unlabeled.lineage.tracked import RECORD, write_tracked
+from unlabeled.lineage.tracked import PROVENANCE, RECORD, STATEMENT, write_tracked
 from unlabeled.parameters import Parameters, validated
 
-STATEMENT, PROVENANCE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 BUILD_TYPE, BUILDER = "urn:unlabeled:training:v1", "urn:unlabeled:pipeline"
 
 
@@ -55,8 +55,6 @@ def record(
             different code; the raw data are not the pinned data; the registry does not keep what it is given.
         InputError: a parameter is wrong, or the registry cannot be written.
     """
-    from unlabeled.lineage.registry import Registry
-
     values = validated(Parameters, parameters).model_dump(mode="json")
     makers = {name: _signed(name, artifact) for name, artifact in artifacts.items()}
     steps = ordered(makers.values())

@@ -21,9 +21,8 @@ from unlabeled.lineage.chain import Content, below, top_level
 from unlabeled.lineage.commit import TAGS, check_name, create_repository, is_folder, push_tag
 from unlabeled.lineage.digest import dvc_listing, file_digest
 from unlabeled.lineage.git import GitError, git
-from unlabeled.lineage.record import PROVENANCE, STATEMENT
 from unlabeled.lineage.store import Store
-from unlabeled.lineage.tracked import LEADERBOARD, RECORD
+from unlabeled.lineage.tracked import LEADERBOARD, PROVENANCE, RECORD, STATEMENT
 
 
 class Registry:

@@ -1,0 +1,60 @@
+"""The options that commands share, and the parameters that they make."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unlabeled.errors import InputError
+
+Workspace = Annotated[Path, typer.Option(help="Folder of runs, cache and registry.")]
+Profile = Annotated[str, typer.Option(help="Profile of params.yaml.")]
+ParametersFile = Annotated[
+    Path | None, typer.Option("--parameters", help="Parameter file; default: params.yaml here.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter, as training.epochs=3."),
+]
+Data = Annotated[
+    str | None, typer.Option(help="A name in data.dvc, 'digits', a folder, IDX files or an npz file.")
+]
+Methods = Annotated[str | None, typer.Option(help="Learning signals, comma-separated; 'all': every one.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A recorded run; default: the newest.")]
+DEFAULT_WORKSPACE = Path("workspace")
+
+
+def parameters_of(
+    profile: str,
+    data: str | None,
+    methods: str | None,
+    seed: int | None,
+    set_: list[str] | None,
+    file: Path | None,
+) -> Any:
+    from unlabeled.parameters import load_parameters
+
+    overrides: dict[str, Any] = {}
+    for assignment in set_ or []:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {assignment}: write KEY=VALUE, as training.epochs=3")
+        overrides[key.strip()] = value
+    if data is not None:
+        overrides["data"] = data
+    if methods == "all":
+        from unlabeled.signals import all_signals
+
+        overrides["methods"] = sorted(all_signals())
+    elif methods is not None:
+        overrides["methods"] = [name.strip() for name in methods.split(",") if name.strip()]
+    if seed is not None:
+        overrides["seed"] = seed
+    return load_parameters(file or _parameters_file(), profile, overrides)
+
+
+def _parameters_file() -> Path:
+    here = Path("params.yaml")
+    return here if here.exists() else Path(__file__).parents[1] / "params.yaml"
