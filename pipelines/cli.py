@@ -62,14 +62,16 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on this machine; the same command again goes on where it was stopped."""
+    wanted = parameters_of(profile, data, methods, seed, set_, parameters)
+    workspace = _workspace(workspace)
+
     from rich.console import Console
 
     from pipelines import display, local
     from pipelines.request import pipeline_arguments, resolve
     from unlabeled.lineage.registry import Registry
 
-    workspace = _workspace(workspace)
-    asked = resolve(parameters_of(profile, data, methods, seed, set_, parameters))
+    asked = resolve(wanted)
     registry = Registry.embedded(workspace / "registry")
     reference = next(
         (entry["run"] for entry in registry.runs() if entry["data"].get("source") == asked.data), ""
