@@ -1,5 +1,6 @@
 """A run as asked for: the pipeline's arguments, made from parameters, data and code."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -53,7 +54,8 @@ def pipeline_arguments(
         "seed": parameters.seed,
         "threads": parameters.training.threads,
         "methods": [{"name": name, **values["pretrain"][name]} for name in parameters.methods],
-        "parameters": values,
+        # As text: in a dict KFP would turn integers into floats and lose the order.
+        "parameters": json.dumps(values, sort_keys=True),
         **{f"{section}_parameters": values[section] for section in SECTIONS},
     }
 

@@ -43,7 +43,7 @@ def training(
     evaluation_parameters: dict,
     finetuning_parameters: dict,
     export_parameters: dict,
-    parameters: dict,
+    parameters: str,
 ) -> Outputs:
     """Every step takes the digests of data and code, so that no cache can serve a result of other data or code.
 
@@ -58,7 +58,7 @@ def training(
         seed: seed of everything random.
         threads: CPU threads of a method's steps; 0: all.
         methods: learning signals, each {"name": …, settings …}.
-        parameters: all parameters of the run, for the record; each `…_parameters` is a section of them.
+        parameters: all parameters of the run as JSON, for the record; each `…_parameters` is a section of them.
     """
     common = {"data_digest": data_digest, "code_digest": code_digest}
     ingested = ingest(source=source, parameters=ingest_parameters, **common)

@@ -7,7 +7,7 @@ from components import IMAGE
 def record(
     run: str,
     source: str,
-    parameters: dict,
+    parameters: str,
     reference: str,
     registry: str,
     remote: str,
@@ -30,6 +30,7 @@ def record(
     bundle: dsl.Output[dsl.Artifact],
 ):
     """Write the run record and push it with every artifact to the registry."""
+    import json
     from pathlib import Path
 
     from unlabeled.lineage.record import method_artifacts, record
@@ -41,4 +42,6 @@ def record(
     artifacts |= {"repository": repository, "index": index, "serving": serving}
     with step("record", artifacts, {"bundle": bundle}, code_digest) as result:
         data = {"source": source, "digest": data_digest, "reference": reference}
-        result.update(record(run, artifacts, parameters, data, registry, remote, Path(bundle.path)))
+        result.update(
+            record(run, artifacts, json.loads(parameters), data, registry, remote, Path(bundle.path))
+        )
