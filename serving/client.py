@@ -16,6 +16,15 @@ UNAVAILABLE = ("StatusCode.UNAVAILABLE", "503")
 NO_VERSION = "no available versions"
 
 
+LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:")
+
+
+def _channel(url: str) -> list[tuple[str, int]]:
+    """The options of a gRPC channel: messages of any size; no proxy of the environment on the way to this machine."""
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    return [*options, ("grpc.enable_http_proxy", 0)] if url.startswith(LOOPBACK) else options
+
+
 class Client:
     """Asks a Triton server for the answers of its models.
 
@@ -37,7 +46,7 @@ class Client:
         self.retry_seconds = retry_seconds
         if protocol == "grpc":
             self.triton: Any = tritonclient.grpc
-            self.connection = tritonclient.grpc.InferenceServerClient(url)
+            self.connection = tritonclient.grpc.InferenceServerClient(url, channel_args=_channel(url))
             self.settings: dict[str, Any] = {"client_timeout": timeout_seconds}
         else:
             self.triton = tritonclient.http

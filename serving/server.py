@@ -27,6 +27,8 @@ from unlabeled.errors import CheckFailed, InputError
 VARIABLE = "UNLABELED_TRITON"
 BACKEND = Path(__file__).parent / "backend" / "model.py"
 HOST = "127.0.0.1"
+# A proxy that the environment names has no business on loopback.
+LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
@@ -122,7 +124,7 @@ class EmbeddedTriton:
             f"http://{self.http_url}/v2/repository/models/{model}/{action}", data=b"{}"
         )
         try:
-            urllib.request.urlopen(request, timeout=START_SECONDS).close()
+            LOOPBACK.open(request, timeout=START_SECONDS).close()
         except urllib.error.HTTPError as error:
             raise InputError(f"Triton cannot {action} model {model}: {_reason(error.read())}") from None
 
@@ -203,7 +205,7 @@ class EmbeddedTriton:
             if process.poll() is not None:
                 return False
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://{self.http_url}/v2/health/ready", timeout=5).close()
+                LOOPBACK.open(f"http://{self.http_url}/v2/health/ready", timeout=5).close()
                 return True
             time.sleep(0.02)
         raise CheckFailed(f"Triton is not ready after {START_SECONDS:.0f} seconds: {self._errors()}")

@@ -19,7 +19,7 @@ from serving.client import Client
 from serving.load import measure, measure_direct
 from serving.predict import predict
 from serving.repository import model_config, write_model
-from serving.server import EmbeddedTriton
+from serving.server import LOOPBACK, EmbeddedTriton
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import KINDS, load_served
 from unlabeled.export.onnx import OnnxModel
@@ -124,7 +124,7 @@ def post(server, path, body, content_type="application/json"):
     request = urllib.request.Request(
         f"http://{server.http_url}{path}", data=body, headers={"Content-Type": content_type}
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with LOOPBACK.open(request, timeout=30) as response:
         return json.loads(response.read())
 
 
@@ -170,7 +170,7 @@ def test_a_large_octet_stream_is_answered(server, run, alive):
             "Inference-Header-Content-Length": str(len(header)),
         },
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with LOOPBACK.open(request, timeout=30) as response:
         (output,) = json.loads(response.read())["outputs"]
     expected = OnnxModel(run.repository / "classifier" / MODEL)(images)
     assert np.abs(np.reshape(output["data"], expected.shape) - expected).max() < 1e-6
@@ -178,7 +178,7 @@ def test_a_large_octet_stream_is_answered(server, run, alive):
 
 def test_metrics_count_the_requests(server, client, run):
     def successes():
-        with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
+        with LOOPBACK.open(f"http://{server.metrics_url}/metrics", timeout=10) as response:
             lines = response.read().decode().splitlines()
         return sum(
             float(line.split()[-1])
