@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from unlabeled.data.ingest import ingest
-from unlabeled.data.sources import FASHION_MNIST, data_digest, default_cache, fetch
+from unlabeled.data.sources import FASHION_MNIST, data_digest, fetch
 from unlabeled.data.statistics import image_statistics, pixel_digests
 from unlabeled.data.table import ImageTable
 from unlabeled.parameters import Ingest
+from unlabeled.workspace import cache_folder
 
 BLOCK = np.random.default_rng(0).integers(0, 256, (10_000, 28, 28), dtype=np.uint8)
 
@@ -67,7 +68,7 @@ def status(key: str) -> float:
 def ingest_here(source: str) -> dict[str, float]:
     """Ingest a source in this process; return its times and memory."""
     imported = status("VmRSS")
-    digest = data_digest(source, default_cache())
+    digest = data_digest(source, cache_folder())
     with tempfile.TemporaryDirectory() as room:
         cpu = time.process_time()
         result = ingest(source, digest, Path(room, "table"), Path(room, "raw"), Ingest())
@@ -93,7 +94,7 @@ def ingest_in_process(source: Path | str) -> dict[str, float]:
 def statistics_seconds() -> float:
     """Return CPU seconds of every statistic and digest of Fashion-MNIST's images."""
     with tempfile.TemporaryDirectory() as room:
-        digest = data_digest(FASHION_MNIST, default_cache())
+        digest = data_digest(FASHION_MNIST, cache_folder())
         ingest(FASHION_MNIST, digest, Path(room, "table"), Path(room, "raw"), Ingest())
         images = ImageTable(Path(room, "table")).images(slice(None))
     started = time.process_time()
@@ -114,7 +115,7 @@ def main() -> None:
     if arguments.ingest:
         print(json.dumps(ingest_here(arguments.ingest)))
         return
-    fetch(FASHION_MNIST, data_digest(FASHION_MNIST, default_cache()), default_cache())
+    fetch(FASHION_MNIST, data_digest(FASHION_MNIST, cache_folder()), cache_folder())
     figures: dict[str, Any] = {
         "fashion_mnist": ingest_in_process(FASHION_MNIST),
         "statistics_cpu_seconds": statistics_seconds(),

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from unlabeled.data.ingest import ingest
-from unlabeled.data.sources import FASHION_MNIST, data_digest, default_cache
+from unlabeled.data.sources import FASHION_MNIST, data_digest
 from unlabeled.files import read_json
 from unlabeled.parameters import Encoder, Evaluation, Ingest, Training
 from unlabeled.probes.evaluate import evaluate, evaluate_baselines
 from unlabeled.training.pretrain import pretrain
+from unlabeled.workspace import cache_folder
 
 SCORES = ("knn", "knn_standardised", "linear")
 
@@ -38,7 +39,7 @@ def train(table: Path, model: Path, method: str, steps: int, seed: int) -> float
 def measure(room: Path, method: str, minutes: float, steps: int, seeds: int) -> list[dict[str, Any]]:
     """Return a row for each baseline, and one for each seed."""
     table = room / "table"
-    digest = data_digest(FASHION_MNIST, default_cache())
+    digest = data_digest(FASHION_MNIST, cache_folder())
     ingest(FASHION_MNIST, digest, table, room / "raw", Ingest())
     if not steps:
         speed = (

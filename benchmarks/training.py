@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from unlabeled.data.ingest import ingest
-from unlabeled.data.sources import FASHION_MNIST, data_digest, default_cache
+from unlabeled.data.sources import FASHION_MNIST, data_digest
 from unlabeled.data.table import ImageTable
 from unlabeled.nets.encoder import Encoder
 from unlabeled.parameters import Encoder as EncoderParameters
@@ -40,6 +40,7 @@ from unlabeled.training.batches import Batches, pixel_statistics
 from unlabeled.training.loop import step_seed
 from unlabeled.training.optimizers import build_optimizer
 from unlabeled.views import to_float
+from unlabeled.workspace import cache_folder
 
 BATCH = 256
 CPU = torch.device("cpu")
@@ -188,7 +189,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as room:
-        digest = data_digest(FASHION_MNIST, default_cache())
+        digest = data_digest(FASHION_MNIST, cache_folder())
         ingest(FASHION_MNIST, digest, Path(room, "table"), Path(room, "raw"), Ingest())
         figures = measure(ImageTable(Path(room, "table")), arguments.rounds, arguments.compile)
     if arguments.json:

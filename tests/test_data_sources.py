@@ -11,11 +11,12 @@ from unlabeled.data.download import FILES, WAYS, fetch_fashion_mnist
 from unlabeled.data.files import source_digest
 from unlabeled.data.ingest import ingest
 from unlabeled.data.pin import VARIABLE, read_pin
-from unlabeled.data.sources import CACHE_VARIABLE, FASHION_MNIST, KNOWN, data_digest, default_cache, fetch
+from unlabeled.data.sources import FASHION_MNIST, KNOWN, data_digest, fetch
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
 from unlabeled.lineage.digest import dvc_digest, tree_digest
 from unlabeled.parameters import Ingest
+from unlabeled.workspace import CACHE, cache_folder
 
 PIN = Path(__file__).parents[1] / "data.dvc"
 
@@ -23,7 +24,7 @@ PIN = Path(__file__).parents[1] / "data.dvc"
 @pytest.fixture(scope="session")
 def fashion_mnist() -> Path:
     """The raw files of Fashion-MNIST, downloaded where the cache does not have them."""
-    return fetch(FASHION_MNIST, data_digest(FASHION_MNIST, default_cache()), default_cache())
+    return fetch(FASHION_MNIST, data_digest(FASHION_MNIST, cache_folder()), cache_folder())
 
 
 @pytest.fixture
@@ -105,8 +106,8 @@ def test_folder_digest_is_that_of_dvc(tmp_path: Path) -> None:
 
 
 def test_name_and_folder_give_the_same_table(tmp_path: Path, fashion_mnist: Path) -> None:
-    digest = data_digest(FASHION_MNIST, default_cache())
-    assert data_digest(str(fashion_mnist), default_cache()) == digest
+    digest = data_digest(FASHION_MNIST, cache_folder())
+    assert data_digest(str(fashion_mnist), cache_folder()) == digest
     for source, output in [(FASHION_MNIST, tmp_path / "1"), (str(fashion_mnist), tmp_path / "2")]:
         result = ingest(source, digest, output / "table", output / "raw", Ingest())
         assert (result["train"], result["test"], result["broken"]) == (60_000, 10_000, 0)
@@ -250,10 +251,10 @@ def test_home_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_default_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
-    assert default_cache() == tmp_path / ".cache" / "unlabeled"
-    monkeypatch.setenv(CACHE_VARIABLE, "~/else")
-    assert default_cache() == tmp_path / "else"
+    monkeypatch.delenv(CACHE, raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "unlabeled"
+    monkeypatch.setenv(CACHE, "~/else")
+    assert cache_folder() == tmp_path / "else"
 
 
 def test_pin_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

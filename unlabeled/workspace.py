@@ -13,7 +13,7 @@ CACHE = "UNLABELED_CACHE"
 
 def cache_folder() -> Path:
     """Return the folder for what can be made again: $UNLABELED_CACHE, else `~/.cache/unlabeled`."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "unlabeled")
+    return Path(os.environ.get(CACHE) or "~/.cache/unlabeled").expanduser()
 
 
 def checkpoint_folder(*key: Any) -> Path:

@@ -13,12 +13,13 @@ from unlabeled.data.folder import read_folder
 from unlabeled.data.idx import read_idx_files
 from unlabeled.data.npz import read_npz
 from unlabeled.data.reading import Reading
-from unlabeled.data.sources import DIGITS_FILE, IDX_NAME, KNOWN, default_cache, fetch
+from unlabeled.data.sources import DIGITS_FILE, IDX_NAME, KNOWN, fetch
 from unlabeled.data.table import SUMMARY
 from unlabeled.data.writer import TableWriter
 from unlabeled.errors import InputError
 from unlabeled.files import atomic_path, write_json
 from unlabeled.parameters import Ingest
+from unlabeled.workspace import cache_folder
 
 
 def ingest(
@@ -51,7 +52,7 @@ def ingest(
         CheckFailed: more than `max_broken_share` of an image folder's files are broken.
     """
     started = time.perf_counter()
-    files = fetch(source, digest, default_cache() if cache is None else cache)
+    files = fetch(source, digest, cache_folder() if cache is None else cache)
     reading = _read(files, parameters, workers)
     name, classes = KNOWN.get(digest, (reading.kind, reading.classes))
     with atomic_path(raw) as raw_folder, atomic_path(table) as folder:

@@ -1,6 +1,5 @@
 """From the name or path of a data set to its raw files, proven by their DVC digest."""
 
-import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,6 @@ from unlabeled.data.pin import read_pin
 from unlabeled.errors import InputError
 from unlabeled.parameters import nearest
 
-CACHE_VARIABLE = "UNLABELED_CACHE"
 FASHION_MNIST, DIGITS = "fashion-mnist", "digits"
 DIGITS_FILE = "digits.csv.gz"
 IDX_NAME = re.compile(r"idx\d-ubyte(\.gz)?$")
@@ -34,11 +32,6 @@ KNOWN = {
         ],
     )
 }
-
-
-def default_cache() -> Path:
-    """Return the folder that keeps downloaded data: $UNLABELED_CACHE, or ~/.cache/unlabeled."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/unlabeled").expanduser()
 
 
 def data_digest(source: str, cache: Path) -> str:

@@ -31,9 +31,6 @@ from unlabeled.training.reproducible import reproducible
 from unlabeled.training.resolve import resolve_training
 
 METRICS, PICTURE = "metrics.jsonl", "picture.npy"
-# Compiling takes up to a minute and saves little per step of a small net on a CPU: shorter runs do not earn
-# it back.
-COMPILE_PAYS_AFTER = {"cpu": 5000, "cuda": 500}
 
 
 def pretrain(
