@@ -162,3 +162,18 @@ def test_one_step_by_hand_is_the_components_step(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "validation" / "validation.json").read_text())["success"]
     assert time.time() - started < 60
+
+
+def test_pretraining_by_hand_leaves_a_model_and_no_checkpoint_to_start_from(tmp_path):
+    assert unlabeled("ingest", "--data", "digits", "-o", tmp_path / "table").returncode == 0
+    few = ("--profile", "smoke", "--set", "training.steps=4", "--set", "training.checkpoint_every=2")
+    for name in ("first", "second"):
+        result = unlabeled(
+            "pretrain", "simclr", "--table", tmp_path / "table", "-o", tmp_path / name, *few,
+            UNLABELED_CACHE=str(tmp_path / "cache"),
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert json.loads((tmp_path / f"{name}-metrics.json").read_text())["resumed_at"] == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+    assert not list(tmp_path.rglob("*.pt"))

@@ -16,6 +16,7 @@ def pretrain(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Train an encoder with one learning signal."""
+    import shutil
     from pathlib import Path
 
     from unlabeled.lineage.step import step
@@ -32,3 +33,5 @@ def pretrain(
         result.update(
             pretrain.pretrain(Path(table.path), Path(model.path), method, net, settings, seed, checkpoints)
         )
+        # They serve an unfinished training; a finished one that is asked for anew starts anew.
+        shutil.rmtree(checkpoints, ignore_errors=True)

@@ -52,7 +52,7 @@ def step(
 
     Args:
         name: `ingest`, `pretrain/simclr`, …
-        inputs: artifacts read; one that carries a digest is hashed again and must match it.
+        inputs: artifacts read; one that carries a digest is hashed again and must match it, another gets one.
         outputs: artifacts that the body writes; their metadata receive `digest` and `step`.
         expected_code: digest of the code that the run was started with; another one here is refused.
         metrics: a KFP metrics artifact, filled with the numbers of the result.
@@ -130,6 +130,7 @@ def _digests(step_name: str, key: str, artifacts: ArtifactLike | Sequence[Artifa
             f"step {step_name}: input {key} has digest {digest[:12]}, its maker signed {signed[:12]}: the "
             f"bytes at {artifacts.path} were changed; remove that folder and run again"
         )
+    artifacts.metadata[DIGEST] = digest
     return digest
 
 

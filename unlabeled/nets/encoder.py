@@ -1,6 +1,5 @@
 """The encoders: images in, features out. Normalisation is inside: training and serving cannot differ."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +114,14 @@ def average_pool(maps: Tensor, size: int) -> Tensor:
     height, width = maps.shape[-2:]
     if height % size == 0 and width % size == 0:
         return F.avg_pool2d(maps, (height // size, width // size))
-    rows, columns = (_pooling_matrix(n, size).to(maps) for n in (height, width))
+    rows, columns = (maps.new_tensor(_pooling_weights(n, size)) for n in (height, width))
     return rows @ maps @ columns.T
 
 
-@lru_cache
-def _pooling_matrix(n: int, size: int) -> Tensor:
-    return F.adaptive_avg_pool1d(torch.eye(n)[None], size)[0].T.contiguous()
+def _pooling_weights(n: int, size: int) -> list[list[float]]:
+    """Return (size, n) weights: window i covers floor(i n / size) up to ceil((i + 1) n / size)."""
+    windows = [range(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+    return [[1 / len(window) if column in window else 0.0 for column in range(n)] for window in windows]
 
 
 def load_encoder(model: Path | str) -> Encoder:
