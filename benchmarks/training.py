@@ -85,7 +85,7 @@ def training_step(signal: Signal, table: ImageTable) -> Callable[[], None]:
     def step() -> None:
         torch.manual_seed(step_seed(0, next(counter)))
         optimizer.zero_grad()
-        loss, _ = signal(next(images))
+        loss, _ = signal(*next(images))
         loss.backward()
         optimizer.step()
         signal.after_step()

@@ -317,9 +317,11 @@ def test_batches_are_the_tables_images(table: Path) -> None:
     batches = Batches(images, 10, seed=3)
     read = list(batches.read(4, 9, CPU))
     assert len(read) == 5
-    for step, batch in enumerate(read, 4):
+    train_images = images.indices("train")
+    for step, (batch, numbers) in enumerate(read, 4):
         expected = images.images(np.sort(Batches(images, 10, seed=3).indices(step)))
         assert batch.dtype == torch.uint8 and np.array_equal(batch.numpy(), expected)
+        assert np.array_equal(images.images(train_images[numbers]), expected)
     assert list(batches.read(4, 4, CPU)) == []
 
 

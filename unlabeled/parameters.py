@@ -45,7 +45,7 @@ class Validation(Section):
 class Encoder(Section):
     """The network that every learning signal trains."""
 
-    name: Literal["small_resnet", "resnet18"] = Field("small_resnet", description="architecture")
+    name: Literal["small_resnet", "resnet18", "tiny_vit", "pixel_cnn"] = Field("small_resnet", description="architecture")
     width: int = Field(64, ge=4, le=1024, description="channels of the first block of the small ResNet; the second has twice as many")
     pool: int = Field(2, ge=1, le=8, description="the last map is averaged to pool x pool before it is flattened")
 
@@ -58,6 +58,7 @@ class Training(Section):
     batch_size: int = Field(256, ge=2, description="images per step, over all processes")
     optimizer: Literal["adamw", "sgd", "lars"] = Field("adamw", description="optimizer")
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, gt=0, lt=1, description="of SGD and LARS; the first beta of AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="not applied to biases and normalisation")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with linearly rising rate")
     schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="linear: constant, then linear cool-down")
@@ -119,7 +120,7 @@ class Parameters(Section):
     validation: Validation = Validation()
     encoder: Encoder = Encoder()
     training: Training = Training()
-    pretrain: dict[str, dict[str, Any]] = Field({}, description="settings of a method by its name; `training` in it overrides the above")
+    pretrain: dict[str, dict[str, Any]] = Field({}, description="settings of a method by its name; `training` and `encoder` in it override the above")
     self_label: SelfLabel = SelfLabel()
     evaluation: Evaluation = Evaluation()
     finetuning: Finetuning = Finetuning()

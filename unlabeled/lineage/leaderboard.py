@@ -16,7 +16,8 @@ def leaderboard(
     """Return the leaderboard: {"run", "data", "rows", "baselines", "selected"}; the best linear probe first.
 
     A row holds method, family, the scores of `evaluation.json` (null without labels), `cluster` with those of
-    `scores.json`, and images_per_second and seconds of the pretraining.
+    `scores.json`, `objective` (the method's own aim on held-out images), and images_per_second and seconds of
+    the pretraining.
 
     Args:
         bundle: folder of the run.
@@ -33,6 +34,7 @@ def leaderboard(
                 "method": folder.name,
                 **{key: evaluation.get(key) for key in EVALUATION[1:]},
                 "cluster": {key: clusters.get(key) for key in CLUSTER_SCORES},
+                "objective": _read(folder / "model" / "objective.json"),
                 "images_per_second": metrics.get("images_per_second"),
                 "seconds": metrics.get("seconds", training["seconds"]),
             }

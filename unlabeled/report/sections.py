@@ -13,7 +13,7 @@ from unlabeled.files import read_json
 from unlabeled.report import plots
 
 # What a page of under three megabytes has room for.
-CLUSTERS, CLUSTER_IMAGES, PICTURE_ROWS, PICTURE_COLUMNS = 24, 10, 4, 8
+CLUSTERS, CLUSTER_IMAGES, PICTURE_ROWS, PICTURE_COLUMNS = 24, 10, 8, 8
 SAMPLE_IMAGES, MATRIX_CLASSES, MISTAKES, LISTED = 32, 24, 5, 100
 
 
@@ -34,14 +34,17 @@ def method(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     shown = np.load(picture)[:PICTURE_ROWS, :PICTURE_COLUMNS] if picture.is_file() else None
     evaluation = optional_json(folder / "evaluation" / "evaluation.json") or {}
     last = lines[-1] if lines else {}
+    config = optional_json(folder / "model" / "config.json")
     return {
         "name": row["method"],
-        "config": optional_json(folder / "model" / "config.json"),
+        "config": config,
         "seconds": row.get("seconds"),
         "images_per_second": row.get("images_per_second"),
         "curves": plots.curves(lines, row["method"]) if lines else None,
         "logged": {key: value for key, value in last.items() if key not in ("step", "learning_rate")},
+        "objective": row.get("objective") or {},
         "picture": [] if shown is None else tiles(shown.reshape(-1, *shown.shape[2:]), 48),
+        "picture_rows": (config or {}).get("picture_rows", []),
         "picture_columns": 0 if shown is None else shown.shape[1],
         "collapse": evaluation.get("collapse"),
         "random_init": evaluation.get("random_init"),

@@ -6,10 +6,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
 from unlabeled.errors import InputError
-from unlabeled.parameters import Training, nearest, validated
+from unlabeled.parameters import Encoder, Training, nearest, validated
 from unlabeled.signals.signal import Signal
 
 
@@ -37,7 +37,7 @@ def find_signal(name: str) -> type[Signal]:
 
 
 def method_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a method's settings, checked and complete; `training` holds only what it overrides.
+    """Return a method's settings, checked and complete; `training` and `encoder` hold what it overrides.
 
     The keyword arguments of the method's constructor are its settings: their annotations (with pydantic's
     `Field` for ranges) and defaults are what is checked against.
@@ -48,10 +48,14 @@ def method_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     keywords = list(inspect.signature(find_signal(name).__init__).parameters.values())[2:]
     types = get_type_hints(find_signal(name).__init__, include_extras=True)
     fields: dict[str, Any] = {keyword.name: (types[keyword.name], keyword.default) for keyword in keywords}
-    model = create_model(name, __config__=ConfigDict(extra="forbid"), training=(dict[str, Any], {}), **fields)
+    sections: dict[str, type[BaseModel]] = {"training": Training, "encoder": Encoder}
+    fields |= {section: (dict[str, Any], {}) for section in sections}
+    model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
     checked = validated(model, settings, f"pretrain.{name}").model_dump()
-    training = validated(Training, checked.pop("training"), f"pretrain.{name}.training")
-    return checked | {"training": training.model_dump(exclude_unset=True)}
+    for section, kind in sections.items():
+        values = validated(kind, checked[section], f"pretrain.{name}.{section}")
+        checked[section] = values.model_dump(exclude_unset=True)
+    return checked
 
 
 @cache

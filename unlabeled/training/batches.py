@@ -43,30 +43,40 @@ class Batches:
         batch = self._order[position * self.batch_size : (position + 1) * self.batch_size]
         return batch[self._rank :: self._processes]
 
-    def read(self, first: int, end: int, device: torch.device) -> Iterator[Tensor]:
-        """Yield uint8 (B, C, H, W) on the device for steps `first` to `end` - 1, reading one batch ahead."""
+    def read(self, first: int, end: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of steps `first` to `end` - 1 on the device, reading one ahead.
 
-        def load(step: int) -> Tensor:
+        Returns:
+            Images, uint8 (B, C, H, W), and their numbers among the train images, int64 (B,).
+        """
+
+        def load(step: int) -> tuple[Tensor, Tensor]:
             # Sorted: the disk is read forwards. The loss does not depend on the order within a batch.
-            images = torch.from_numpy(self._table.images(np.sort(self.indices(step))))
-            return images.pin_memory() if device.type == "cuda" else images
+            indices = np.sort(self.indices(step))
+            images = torch.from_numpy(self._table.images(indices))
+            numbers = torch.from_numpy(np.searchsorted(self._indices, indices))
+            return (images.pin_memory(), numbers.pin_memory()) if device.type == "cuda" else (images, numbers)
 
         with ThreadPoolExecutor(1, "batches") as reader:
             ahead = reader.submit(load, first) if first < end else None
             for step in range(first, end):
                 assert ahead is not None
-                images = ahead.result()
+                images, numbers = ahead.result()
                 ahead = reader.submit(load, step + 1) if step + 1 < end else None
-                yield images.to(device, non_blocking=True)
+                yield images.to(device, non_blocking=True), numbers.to(device, non_blocking=True)
 
 
 def pixel_statistics(table: ImageTable, sample: int = 10_000) -> tuple[float, float]:
     """Return mean and standard deviation of the train pixels (0 to 1), from `sample` evenly spread images."""
-    indices = table.indices("train")
-    chosen = indices[np.linspace(0, len(indices) - 1, min(sample, len(indices))).astype(np.int64)]
+    chosen = evenly_spread(table.indices("train"), sample)
     counts = np.zeros(256, np.int64)
     for start in range(0, len(chosen), 500):
         counts += np.bincount(table.images(chosen[start : start + 500]).reshape(-1), minlength=256)
     values, shares = np.arange(256) / 255, counts / counts.sum()
     mean = float(shares @ values)
     return round(mean, 6), round(float(np.sqrt(shares @ (values - mean) ** 2)), 6)
+
+
+def evenly_spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """Return at most `count` of the indices, the first and the last among them."""
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)]

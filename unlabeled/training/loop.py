@@ -58,14 +58,14 @@ def train(
     model = parallel(signal, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
     shape = training.schedule, training.warmup_share, training.cooldown_share
-    for done, images in enumerate(batches.read(resumed_at, training.steps, device), resumed_at + 1):
+    for done, batch in enumerate(batches.read(resumed_at, training.steps, device), resumed_at + 1):
         torch.manual_seed(step_seed(seed, done))
         rate = training.learning_rate * learning_rate_share(done - 1, training.steps, *shape)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
         with autocast:
-            loss, values = model(images)
+            loss, values = model(*batch)
         loss.backward()
         if training.gradient_clip:
             nn.utils.clip_grad_norm_(signal.parameters(), training.gradient_clip)

@@ -62,8 +62,8 @@ def build_optimizer(module: nn.Module, training: Training) -> Optimizer:
         {"params": others, "weight_decay": 0.0},
     ]
     if training.optimizer == "adamw":
-        return AdamW(groups, lr=training.learning_rate, fused=True)
+        return AdamW(groups, lr=training.learning_rate, betas=(training.momentum, 0.999), fused=True)
     if training.optimizer == "sgd":
-        return SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True)
+        return SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
     groups[1]["adapt"] = False
-    return LARS(groups, lr=training.learning_rate)
+    return LARS(groups, lr=training.learning_rate, momentum=training.momentum)

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from unlabeled.nets.encoder import CONFIG, MODEL, Encoder
 from unlabeled.parameters import Training
 from unlabeled.signals import find_signal, method_settings
 from unlabeled.signals.signal import Signal
-from unlabeled.training.batches import Batches, pixel_statistics
+from unlabeled.training.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.training.distributed import process_group, processes, rank
 from unlabeled.training.loop import train
 from unlabeled.training.reproducible import reproducible
 from unlabeled.training.resolve import resolve_training
 
-METRICS, PICTURE = "metrics.jsonl", "picture.npy"
+METRICS, OBJECTIVE, PICTURE = "metrics.jsonl", "objective.json", "picture.npy"
+PREPARED_IMAGES, OBJECTIVE_IMAGES, OBJECTIVE_BATCH, PICTURE_IMAGES = 2000, 1000, 250, 64
 
 
 def pretrain(
@@ -49,13 +51,14 @@ def pretrain(
     Args:
         table: an image table.
         model: the artifact to write: model.safetensors (the signal's whole state, the encoder's under
-            `encoder.`), config.json, metrics.jsonl and, where the method draws one, picture.npy (uint8,
-            rows x columns x C x H x W).
-        method: {"name": "simclr", **settings}; a `training` in it overrides keys of `training`.
+            `encoder.`), config.json, metrics.jsonl, objective.json (the method's own aim on held-out images)
+            and, where the method draws one, picture.npy (uint8, rows x columns x C x H x W).
+        method: {"name": "simclr", **settings}; `training` and `encoder` in it override keys of those.
         checkpoints: a folder that outlives the process, used by no other data and code than these.
 
     Returns:
-        loss, steps, images (seen in all), and of this call: resumed_at, seconds, images_per_second.
+        loss, steps, images (seen in all), objective, and of this call: resumed_at, seconds,
+        images_per_second.
 
     Raises:
         InputError: an unknown method or setting, or too few images.
@@ -65,16 +68,18 @@ def pretrain(
         images = ImageTable(table)
         settings = {key: value for key, value in method.items() if key != "name"}
         settings = method_settings(method["name"], settings)
-        overrides = settings.pop("training")
+        overrides, net_overrides = settings.pop("training"), settings.pop("encoder")
         kind = find_signal(method["name"])
         training = resolve_training(training, kind, overrides, images, device)
         mean, std = pixel_statistics(images)
-        net = encoder.model_dump() | {"image_shape": list(images.image_shape), "mean": mean, "std": std}
+        net = encoder.model_dump() | kind.encoder_defaults | net_overrides
+        net |= {"image_shape": list(images.image_shape), "mean": mean, "std": std}
         config = {
             "method": method["name"],
             "family": kind.family,
             "equation": kind.equation,
             "paper": kind.paper,
+            "picture_rows": list(kind.picture_rows),
             "encoder": net,
             "settings": settings,
             "training": training.model_dump(),
@@ -86,19 +91,24 @@ def pretrain(
         with reproducible(training.threads):
             torch.manual_seed(seed)
             signal = kind(Encoder(**net), **settings)
+            train_images = images.indices("train")
+            sample = images.images(evenly_spread(train_images, PREPARED_IMAGES))
+            signal.prepare(torch.from_numpy(sample), len(train_images))
             batches = Batches(images, training.batch_size, seed, rank(), processes())
             own = checkpoints / json_digest([config, images.summary["digest"]])[:16]
             started = time.perf_counter()
             metrics, resumed_at = train(signal, batches, training, seed, device, own)
             seconds = time.perf_counter() - started
+            objective: dict[str, float] = {}
             if rank() == 0:
                 torch.manual_seed(seed)
-                write_model(model, signal, config, metrics, images, device)
+                objective = write_model(model, signal, config, metrics, images, device)
     seen = (training.steps - resumed_at) * training.batch_size
     return {
         "loss": metrics[-1]["loss"],
         "steps": training.steps,
         "images": training.steps * training.batch_size,
+        "objective": objective,
         "resumed_at": resumed_at,
         "seconds": seconds,
         "images_per_second": seen / seconds,
@@ -112,28 +122,44 @@ def write_model(
     metrics: list[dict[str, float]],
     table: ImageTable,
     device: torch.device,
-) -> None:
-    """Write the model artifact, whole or not at all."""
+) -> dict[str, float]:
+    """Write the model artifact, whole or not at all, and return the objective."""
     with atomic_path(model) as folder:
         folder.mkdir()
         state = {name: tensor.cpu().contiguous() for name, tensor in signal.state_dict().items()}
         (folder / MODEL).write_bytes(save(state))
         write_json(folder / CONFIG, config)
         (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in metrics))
-        picture = draw(signal, table, device)
+        objective, picture = assess(signal, table, device)
+        write_json(folder / OBJECTIVE, objective)
         if picture is not None:
             np.save(folder / PICTURE, picture)
+    return objective
 
 
-def draw(signal: Signal, table: ImageTable, device: torch.device, images: int = 8) -> np.ndarray | None:
-    """Return the method's picture of a few train images, uint8 (rows, columns, C, H, W), or None."""
-    indices = table.indices("train")
-    few = torch.from_numpy(table.images(indices[:: max(1, len(indices) // images)][:images])).to(device)
+def assess(
+    signal: Signal, table: ImageTable, device: torch.device
+) -> tuple[dict[str, float], np.ndarray | None]:
+    """Return the method's objective on held-out images, the train split's where there are none, and its picture.
+
+    The picture is uint8 (rows, columns, C, H, W), or None.
+    """
+    held_out = table.indices("test")
+    held_out = evenly_spread(held_out if len(held_out) > 1 else table.indices("train"), OBJECTIVE_IMAGES)
+    batches = np.array_split(held_out, -(-len(held_out) // OBJECTIVE_BATCH))
+    totals: dict[str, float] = defaultdict(float)
     signal.eval()
     # Other batch sizes than the training's are not worth compiling for.
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-        picture = signal.picture(few)
-    return None if picture is None else (picture * 255).round().clamp(0, 255).byte().cpu().numpy()
+        for batch in batches:
+            values = signal.objective(torch.from_numpy(table.images(batch)).to(device))
+            for name, value in values.items():
+                totals[name] += value.item() * len(batch) / len(held_out)
+        shown = table.images(evenly_spread(held_out, PICTURE_IMAGES))
+        picture = signal.picture(torch.from_numpy(shown).to(device))
+    if picture is None:
+        return dict(totals), None
+    return dict(totals), (picture * 255).round().clamp(0, 255).byte().cpu().numpy()
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from unlabeled import views
 from unlabeled.nets.decoder import Decoder
 from unlabeled.nets.encoder import Encoder
+from unlabeled.probes.reconstruction import psnr
 from unlabeled.signals.signal import Signal
 
 
@@ -28,6 +29,7 @@ class Autoencoder(Signal):
     family = "bottleneck"
     equation = "f(g(x)) = x"
     paper = "Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks"
+    picture_rows = ("image", "reconstruction")
 
     def __init__(
         self,
@@ -65,7 +67,13 @@ class Autoencoder(Signal):
         divergence = sparsity_divergence(codes.float(), self.activity)
         return error + self.sparsity * divergence, values | {"sparsity": divergence}
 
-    def picture(self, images: Tensor) -> Tensor:
-        """Return the images, and below each its reconstruction."""
+    def objective(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the PSNR in dB, a mean over images, beside that of each image's own mean colour."""
         originals = views.to_float(images)
+        mean = originals.mean((2, 3), keepdim=True).expand_as(originals)
+        reconstructed = self.decoder(self.encode(originals)).clamp(0, 1)
+        return {"psnr": psnr(reconstructed, originals), "psnr_mean_fill": psnr(mean, originals)}
+
+    def picture(self, images: Tensor) -> Tensor:
+        originals = views.to_float(images[:8])
         return torch.stack((originals, self.decoder(self.encode(originals)).clamp(0, 1)))

@@ -51,6 +51,7 @@ class SimCLR(Signal):
     family = "dataset contrast"
     equation = "f(x1) <-> f(x2)"
     paper = "Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations"
+    picture_rows = ("image", "view", "view", "view")
 
     def __init__(
         self,
@@ -99,6 +100,11 @@ class SimCLR(Signal):
             feature_std = F.normalize(features.float(), dim=1).std(0).mean()
         return loss, {"contrastive_accuracy": accuracy, "feature_std": feature_std}
 
+    def objective(self, images: Tensor) -> dict[str, Tensor]:
+        """Return how often a view finds its partner among the views of all images."""
+        accuracy = self.loss(images)[1]["contrastive_accuracy"]
+        return {"accuracy": accuracy, "chance": torch.tensor(1 / (2 * len(images) - 1))}
+
     def picture(self, images: Tensor) -> Tensor:
-        """Return the images and, below each, three of its views."""
+        images = images[:8]
         return torch.stack([views.to_float(images)] + [self.view(images) for _ in range(3)])
