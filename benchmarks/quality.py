@@ -21,6 +21,7 @@ from unlabeled.data.sources import FASHION_MNIST, data_digest
 from unlabeled.files import read_json
 from unlabeled.parameters import Encoder, Evaluation, Ingest, Training
 from unlabeled.probes.evaluate import evaluate, evaluate_baselines
+from unlabeled.signals import encoder_section
 from unlabeled.training.pretrain import pretrain
 from unlabeled.workspace import cache_folder
 
@@ -46,14 +47,13 @@ def measure(room: Path, method: str, minutes: float, steps: int, seeds: int) -> 
             train(table, room / "speed", method, 22, 0) - train(table, room / "start", method, 2, 0)
         ) / 20
         steps = int(60 * minutes / speed)
-    evaluate_baselines(table, room / "baselines", Evaluation(), 0)
+    nets = [encoder_section({"name": method}, Encoder())]
+    evaluate_baselines(table, room / "baselines", Evaluation(), 0, nets)
     rows = read_json(room / "baselines" / "baselines.json")["rows"]
     for seed in range(seeds):
         cpu = train(table, room / f"model-{seed}", method, steps, seed)
         evaluate(room / f"model-{seed}", table, room / f"evaluation-{seed}", Evaluation(), seed)
         scores = read_json(room / f"evaluation-{seed}" / "evaluation.json")
-        if not seed:
-            rows.append({"method": "random init", **scores["random_init"]})
         found = {"core_minutes": round(cpu / 60, 2), **{score: scores[score] for score in SCORES}}
         rows.append({"method": method, "seed": seed, "steps": steps, **found})
     return rows

@@ -71,7 +71,14 @@ def training(
         remote=remote,
         **common,
     )
-    floor = baselines(table=table, parameters=evaluation_parameters, seed=seed, **common).after(validated)
+    floor = baselines(
+        table=table,
+        parameters=evaluation_parameters,
+        methods=methods,
+        encoder=encoder_parameters,
+        seed=seed,
+        **common,
+    ).after(validated)
 
     with dsl.ParallelFor(methods, name="methods") as method:
         pretrained = pretrain(

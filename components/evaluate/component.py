@@ -16,7 +16,7 @@ def evaluate(
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Probe the frozen features of one method, beside the same net at random initialisation."""
+    """Probe the frozen features of one method."""
     from pathlib import Path
 
     from unlabeled import workspace

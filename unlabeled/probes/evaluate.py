@@ -1,6 +1,7 @@
 """The evaluate and baselines steps: how good are the frozen features, and how good are none?"""
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ import numpy as np
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
 from unlabeled.files import atomic_path, read_json, write_json
-from unlabeled.nets.encoder import CONFIG, Encoder, load_encoder
-from unlabeled.parameters import Evaluation
+from unlabeled.nets.encoder import CONFIG, load_encoder
+from unlabeled.parameters import Encoder, Evaluation
 from unlabeled.probes.baselines import pixels, principal_components
 from unlabeled.probes.collapse import collapse
 from unlabeled.probes.features import Standardisation, accelerator, extract, random_encoder
 from unlabeled.probes.knn import weighted_knn
 from unlabeled.probes.linear import fit_linear_probe
 from unlabeled.probes.subsets import hold_out
+from unlabeled.training.batches import pixel_statistics
 
 EVALUATION, BASELINES = "evaluation.json", "baselines.json"
 
@@ -25,11 +27,10 @@ EVALUATION, BASELINES = "evaluation.json", "baselines.json"
 def evaluate(model: Path, table: Path, output: Path, parameters: Evaluation, seed: int) -> dict[str, Any]:
     """Evaluate a model's frozen encoder; write `output`/evaluation.json.
 
-    Its keys: method, family, the scores of `score_features`, and under `random_init` those of the same net
-    untrained.
+    Its keys: method, family and the scores of `score_features`.
 
     Returns:
-        The same without confusion matrices, and `seconds`.
+        The same without the confusion matrix, and `seconds`.
 
     Raises:
         InputError: no model or no table lies there, or the table has fewer than two train images.
@@ -38,25 +39,24 @@ def evaluate(model: Path, table: Path, output: Path, parameters: Evaluation, see
     encoder, images = load_encoder(model).to(accelerator()), ImageTable(table)
     train, test = _splits(images)
     config = read_json(Path(model) / CONFIG)
-
-    def score(encoder: Encoder) -> dict[str, Any]:
-        features, test_features = extract(encoder, images, train), extract(encoder, images, test)
-        labels, test_labels = images.labels(train), images.labels(test)
-        return score_features(
-            features, labels, test_features, test_labels, len(images.classes), parameters, seed
-        )
-
-    scores = score(encoder)
-    random_init = score(random_encoder(config["encoder"], images, train, seed, accelerator()))
-    result = {"method": config["method"], "family": config["family"], **scores, "random_init": random_init}
+    features, test_features = extract(encoder, images, train), extract(encoder, images, test)
+    labels, test_labels = images.labels(train), images.labels(test)
+    scores = score_features(
+        features, labels, test_features, test_labels, len(images.classes), parameters, seed
+    )
+    result = {"method": config["method"], "family": config["family"], **scores}
     with atomic_path(output) as folder:
         write_json(folder / EVALUATION, result)
-    del result["confusion"], random_init["confusion"]
+    del result["confusion"]
     return {**result, "seconds": time.perf_counter() - started}
 
 
-def evaluate_baselines(table: Path, output: Path, parameters: Evaluation, seed: int) -> dict[str, Any]:
-    """Score raw pixels and their first 128 principal components as features; write `output`/baselines.json.
+def evaluate_baselines(
+    table: Path, output: Path, parameters: Evaluation, seed: int, encoders: Sequence[Encoder] = ()
+) -> dict[str, Any]:
+    """Score features that nobody learned; write `output`/baselines.json.
+
+    They are raw pixels, their first 128 principal components, and what `encoders` give at random init.
 
     Its keys: rows, a list of {method, family, the scores of `score_features` without the confusion matrix}.
 
@@ -67,9 +67,8 @@ def evaluate_baselines(table: Path, output: Path, parameters: Evaluation, seed: 
     images = ImageTable(table)
     train, test = _splits(images)
     labels, test_labels = images.labels(train), images.labels(test)
-    raw = pixels(images, train), pixels(images, test)
     rows = []
-    for method, (features, test_features) in (("raw pixels", raw), ("PCA-128", principal_components(*raw))):
+    for method, features, test_features in _unlearned(images, train, test, encoders, seed):
         scores = score_features(
             features, labels, test_features, test_labels, len(images.classes), parameters, seed
         )
@@ -78,6 +77,22 @@ def evaluate_baselines(table: Path, output: Path, parameters: Evaluation, seed: 
     with atomic_path(output) as folder:
         write_json(folder / BASELINES, {"rows": rows})
     return {"rows": rows, "seconds": time.perf_counter() - started}
+
+
+def _unlearned(
+    images: ImageTable, train: np.ndarray, test: np.ndarray, encoders: Sequence[Encoder], seed: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield each baseline's name and its features of the two splits, one baseline in memory at a time."""
+    raw = pixels(images, train), pixels(images, test)
+    yield "raw pixels", *raw
+    yield "PCA-128", *principal_components(*raw)
+    del raw
+    mean, std = pixel_statistics(images)
+    for number, section in enumerate(encoders):
+        settings = section.model_dump() | {"image_shape": images.image_shape, "mean": mean, "std": std}
+        net = random_encoder(settings, images, train, seed, accelerator())
+        name = f"random init, {section.name} {section.width}" if number else "random init"
+        yield name, extract(net, images, train), extract(net, images, test)
 
 
 def score_features(

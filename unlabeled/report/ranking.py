@@ -14,13 +14,10 @@ NUMBERS = {
 }  # fmt: skip
 
 
-def ranking(
-    leaderboard: Mapping[str, Any], random_init: Mapping[str, Any] | None, labelled: bool
-) -> dict[str, Any]:
+def ranking(leaderboard: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
     """Return what the page says of the leaderboard.
 
     Args:
-        random_init: scores of the same net untrained, shown as one more baseline.
         labelled: without labels the effective rank takes the place of accuracies.
 
     Returns:
@@ -30,8 +27,6 @@ def ranking(
     titles = SCORES if labelled else LABEL_FREE_SCORES
     rows = [("method", row) for row in leaderboard["rows"]]
     rows += [("baseline", row) for row in leaderboard["baselines"]]
-    if random_init:
-        rows.append(("baseline", {**random_init, "method": "random init"}))
     entries = [
         {
             "method": row["method"],

@@ -48,7 +48,7 @@ def _view(bundle: Path) -> dict[str, Any]:
         "run": leaderboard["run"],
         "selected": leaderboard["selected"],
         "selection": sections.optional_json(bundle / "selection" / "selection.json"),
-        "ranking": ranking.ranking(leaderboard, methods[0]["random_init"], bool(table.classes)),
+        "ranking": ranking.ranking(leaderboard, bool(table.classes)),
         "methods": methods,
         "clusters": sections.clusters(bundle / "labels", table),
         "classifier": sections.classifier(bundle / "classifier"),

@@ -47,7 +47,6 @@ def method(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
         "picture_rows": (config or {}).get("picture_rows", []),
         "picture_columns": 0 if shown is None else shown.shape[1],
         "collapse": evaluation.get("collapse"),
-        "random_init": evaluation.get("random_init"),
     }
 
 

@@ -58,6 +58,17 @@ def method_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def encoder_section(method: dict[str, Any], encoder: Encoder) -> Encoder:
+    """Return the encoder section as a method trains it: its own override before its default before the run's.
+
+    Args:
+        method: {"name": "simclr", **settings}.
+    """
+    settings = {key: value for key, value in method.items() if key != "name"}
+    own = find_signal(method["name"]).encoder_defaults | method_settings(method["name"], settings)["encoder"]
+    return encoder.model_copy(update=own)
+
+
 @cache
 def _modules() -> dict[str, str]:
     found = pkgutil.walk_packages(__path__, __name__ + ".")

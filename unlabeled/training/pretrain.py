@@ -23,7 +23,7 @@ from unlabeled.files import atomic_path, write_json
 from unlabeled.lineage.digest import json_digest
 from unlabeled.nets.encoder import CONFIG, MODEL, Encoder
 from unlabeled.parameters import Training
-from unlabeled.signals import find_signal, method_settings
+from unlabeled.signals import encoder_section, find_signal, method_settings
 from unlabeled.signals.signal import Signal
 from unlabeled.training.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.training.distributed import process_group, processes, rank
@@ -68,11 +68,12 @@ def pretrain(
         images = ImageTable(table)
         settings = {key: value for key, value in method.items() if key != "name"}
         settings = method_settings(method["name"], settings)
-        overrides, net_overrides = settings.pop("training"), settings.pop("encoder")
+        overrides = settings.pop("training")
+        del settings["encoder"]
         kind = find_signal(method["name"])
         training = resolve_training(training, kind, overrides, images, device)
         mean, std = pixel_statistics(images)
-        net = encoder.model_dump() | kind.encoder_defaults | net_overrides
+        net = encoder_section(method, encoder).model_dump()
         net |= {"image_shape": list(images.image_shape), "mean": mean, "std": std}
         config = {
             "method": method["name"],
