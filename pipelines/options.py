@@ -17,7 +17,7 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter, as training.epochs=3."),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="A name in data.dvc, 'digits', a folder, IDX files or an npz file.")
+    str | None, typer.Option(help="A name in data.dvc, 'digits', 'stamps', a folder, IDX files or an npz file.")
 ]
 Methods = Annotated[str | None, typer.Option(help="Learning signals, comma-separated; 'all': every one.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]

@@ -25,6 +25,7 @@ class Ingest(Section):
     test_share: float = Field(0.2, gt=0, lt=1, description="share held out when the source has no test split")
     max_broken_share: float = Field(0.01, ge=0, le=1, description="more broken files than this stop the run")
     max_pixels: int = Field(64_000_000, ge=1, description="a larger image is broken: a decompression bomb")
+    composites: int = Field(6000, ge=10, description="images that the source `stamps` is composed to")
     shard_images: int = Field(100_000, ge=1, description="images per shard of the table")
 
 
@@ -113,7 +114,7 @@ class Export(Section):
 class Parameters(Section):
     """All parameters of a run."""
 
-    data: str = Field("fashion-mnist", min_length=1, description="a name in data.dvc, `digits`, a folder, IDX files or an npz file")
+    data: str = Field("fashion-mnist", min_length=1, description="a name in data.dvc, `digits`, `stamps`, a folder, IDX files or an npz file")
     methods: tuple[str, ...] = Field(("simclr", "autoencoder"), min_length=1, description="learning signals to compare")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
     ingest: Ingest = Ingest()

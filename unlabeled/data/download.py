@@ -4,7 +4,7 @@ import gzip
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,14 +29,34 @@ def fetch_fashion_mnist(digest: str, folder: Path) -> Path:
     Raises:
         InputError: no way gives files of that digest; each way is named with what it gave.
     """
+    return fetch_proven("Fashion-MNIST", digest, folder, WAYS, _unpack)
+
+
+def fetch_proven(
+    title: str,
+    digest: str,
+    folder: Path,
+    ways: Mapping[str, Callable[[Path], Path]],
+    unpack: Callable[[Path, Path], None],
+) -> Path:
+    """Return `folder` holding raw files of a DVC digest: as it is there, or by the first way that gives them.
+
+    Args:
+        ways: each returns a folder with the files, in a temporary one or elsewhere.
+        unpack: copies them from there into a new folder, as they are to lie.
+
+    Raises:
+        InputError: no way gives files of that digest; each way is named with what it gave.
+    """
     found = source_digest(folder) if folder.is_dir() else ""
     if found == digest:
         return folder
     tried = [f"cache {folder}: " + (f"digest {found}" if found else "not there")]
-    for way, download in WAYS.items():
+    for way, download in ways.items():
         try:
             with TemporaryDirectory() as room, atomic_path(folder) as temporary:
-                _unpack(download(Path(room)), temporary)
+                temporary.mkdir()
+                unpack(download(Path(room)), temporary)
                 found = source_digest(temporary)
                 if found != digest:
                     raise InputError(f"digest {found}")
@@ -44,13 +64,12 @@ def fetch_fashion_mnist(digest: str, folder: Path) -> Path:
         except Exception as error:  # DVC and torchvision raise errors of many types when offline
             tried.append(f"{way}: {' '.join(str(error).split())[:200] or type(error).__name__}")
     raise InputError(
-        f"cannot get Fashion-MNIST with digest {digest}; tried {'; '.join(tried)}. "
-        "Connect once, or give a folder with its raw IDX files as the data"
+        f"cannot get {title} with digest {digest}; tried {'; '.join(tried)}. "
+        "Connect once, or give a folder of your own as the data"
     )
 
 
 def _unpack(source: Path, folder: Path) -> None:
-    folder.mkdir()
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -77,7 +96,16 @@ def _from_installed_package(room: Path) -> Path:
 
 
 def _from_debian(room: Path) -> Path:
-    download = ["apt-get", "download", "-o", "Acquire::Retries=2", DEBIAN_PACKAGE]
+    return debian_package(DEBIAN_PACKAGE, room) / DEBIAN_FOLDER
+
+
+def debian_package(name: str, room: Path) -> Path:
+    """Download a Debian package into a folder and return the folder of its unpacked files.
+
+    Raises:
+        InputError: it cannot be had here.
+    """
+    download = ["apt-get", "download", "-o", "Acquire::Retries=2", name]
     try:
         _command(download, room)
     except InputError as error:
@@ -85,9 +113,9 @@ def _from_debian(room: Path) -> Path:
             raise
         _command(["apt-get", "update"], room)
         _command(download, room)
-    package = next(room.glob(f"{DEBIAN_PACKAGE}_*.deb"))
+    package = next(room.glob(f"{name}_*.deb"))
     _command(["dpkg-deb", "-x", package.name, "unpacked"], room)
-    return room / "unpacked" / DEBIAN_FOLDER
+    return room / "unpacked"
 
 
 def _command(arguments: list[str], folder: Path) -> None:

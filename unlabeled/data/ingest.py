@@ -14,6 +14,7 @@ from unlabeled.data.idx import read_idx_files
 from unlabeled.data.npz import read_npz
 from unlabeled.data.reading import Reading
 from unlabeled.data.sources import DIGITS_FILE, IDX_NAME, KNOWN, fetch
+from unlabeled.data.stamps import STAMPS_DIGEST, read_stamps
 from unlabeled.data.table import SUMMARY
 from unlabeled.data.writer import TableWriter
 from unlabeled.errors import InputError
@@ -53,7 +54,7 @@ def ingest(
     """
     started = time.perf_counter()
     files = fetch(source, digest, cache_folder() if cache is None else cache)
-    reading = _read(files, parameters, workers)
+    reading = read_stamps(files, parameters) if digest == STAMPS_DIGEST else _read(files, parameters, workers)
     name, classes = KNOWN.get(digest, (reading.kind, reading.classes))
     with atomic_path(raw) as raw_folder, atomic_path(table) as folder:
         copy_files(files, raw_folder)

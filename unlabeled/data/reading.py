@@ -21,6 +21,7 @@ class Batch:
         splits: n times `train` or `test`; None: the table's writer decides by content.
         labels: int64 (n,), an index into the classes, -1 where there is none.
         sizes: int64 (n, 2), height and width of the images as found.
+        masks: bool (n, H, W), where the object is; None: not known.
     """
 
     images: np.ndarray
@@ -28,6 +29,7 @@ class Batch:
     splits: list[str] | None
     labels: np.ndarray
     sizes: np.ndarray
+    masks: np.ndarray | None = None
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Reading:
     """A source that is open for reading.
 
     Attributes:
-        kind: `idx`, `npz`, `digits` or `images`.
+        kind: `idx`, `npz`, `digits`, `stamps` or `images`.
         classes: names of the classes; empty where there are no labels.
         image_shape: (C, H, W), H = W.
         found: number of images and of files that are no image.

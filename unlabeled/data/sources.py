@@ -7,6 +7,7 @@ from pathlib import Path
 from unlabeled.data.download import fetch_fashion_mnist
 from unlabeled.data.files import source_digest, source_files
 from unlabeled.data.pin import read_pin
+from unlabeled.data.stamps import CLASSES, STAMPS, STAMPS_DIGEST, fetch_stamps
 from unlabeled.errors import InputError
 from unlabeled.parameters import nearest
 
@@ -30,7 +31,8 @@ KNOWN = {
             "Bag",
             "Ankle boot",
         ],
-    )
+    ),
+    STAMPS_DIGEST: (STAMPS, list(CLASSES)),
 }
 
 
@@ -38,7 +40,7 @@ def data_digest(source: str, cache: Path) -> str:
     """Return the DVC digest (md5 ending in `.dir`) of a source; a single file counts as a folder holding it.
 
     Args:
-        source: a name (`fashion-mnist`: as data.dvc states, nothing is fetched; `digits`), or the path
+        source: a name (`fashion-mnist`: as data.dvc states, nothing is fetched; `digits`; `stamps`), or the path
             of an image folder, a folder of IDX files, an IDX file or an npz file.
         cache: folder of downloaded data.
 
@@ -50,6 +52,8 @@ def data_digest(source: str, cache: Path) -> str:
         if pin.name != source:
             raise InputError(f"{pin.file} pins '{pin.name}', not '{source}'")
         return pin.digest
+    if source == STAMPS:
+        return STAMPS_DIGEST
     return source_digest(_local_path(source))
 
 
@@ -57,7 +61,7 @@ def fetch(source: str, digest: str, cache: Path) -> Path:
     """Return the local folder or file with a source's raw files, their DVC digest proven equal to `digest`.
 
     Args:
-        source: as of `data_digest`. `fashion-mnist` is downloaded into `cache` once, then used offline.
+        source: as of `data_digest`. `fashion-mnist` and `stamps` are downloaded into `cache` once, then used offline.
         digest: what `data_digest` gave when the run was started.
         cache: folder of downloaded data.
 
@@ -66,6 +70,8 @@ def fetch(source: str, digest: str, cache: Path) -> Path:
     """
     if source == FASHION_MNIST:
         return fetch_fashion_mnist(digest, cache / "data" / digest)
+    if source == STAMPS:
+        return fetch_stamps(digest, cache / "data" / digest)
     path = _local_path(source)
     found = source_digest(path)
     if found != digest:
@@ -86,7 +92,7 @@ def _local_path(source: str) -> Path:
     except (OSError, ValueError):  # a name too long, a folder closed to us, a null byte
         missing = True
     if missing:
-        hint = nearest(source, [DIGITS, FASHION_MNIST])
+        hint = nearest(source, [DIGITS, FASHION_MNIST, STAMPS])
         raise InputError(f"no data '{source}': neither a name nor a file or folder here{hint}")
     if next(source_files(path), None) is None:
         raise InputError(f"no data in {path}: the folder holds no file")

@@ -11,7 +11,7 @@ import pandas as pd
 from unlabeled.errors import InputError
 from unlabeled.files import read_json
 
-TABLE, SUMMARY = "table.parquet", "summary.json"
+TABLE, SUMMARY, MASKS = "table.parquet", "summary.json", "masks.npy"
 
 
 class ImageTable:
@@ -20,7 +20,7 @@ class ImageTable:
     Files: `images.npy`, or `images-00000.npy`, …; `table.parquet` with the columns id, split (train/test), label
     (nullable Int64, an index into `summary["classes"]`), sha256, height, width (of the file as found), mean, std
     (0 to 1), entropy (bits); `summary.json` with source, digest, classes, channels, image_size, counts and the
-    list of broken files.
+    list of broken files; and `masks.npy`, bool (N, H, W), where the source knows the object in each image.
 
     Raises:
         InputError: the folder is no image table.

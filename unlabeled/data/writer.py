@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from unlabeled.data.reading import Batch
 from unlabeled.data.statistics import image_statistics, pixel_digests
-from unlabeled.data.table import TABLE
+from unlabeled.data.table import MASKS, TABLE
 
 ROW_GROUP = 16_384
 COLUMNS = {
@@ -44,6 +44,7 @@ class TableWriter:
         self._shard_images, self._in_shard = shard_images, 0
         self._shards: list[Path] = []
         self._rows: list[pa.Table] = []
+        self._masks: list[np.ndarray] = []
         self._parquet = pq.ParquetWriter(folder / TABLE, SCHEMA)
 
     def append(self, batch: Batch) -> None:
@@ -63,6 +64,8 @@ class TableWriter:
         self._rows.append(pa.table(columns, schema=SCHEMA))
         self._write_rows(ROW_GROUP)
         self._write_images(batch.images)
+        if batch.masks is not None:
+            self._masks.append(batch.masks)
 
     def close(self) -> None:
         """Write what is left; the table is complete."""
@@ -71,6 +74,8 @@ class TableWriter:
         self._end_shard()
         if len(self._shards) == 1:
             self._shards[0].rename(self._folder / "images.npy")
+        if self._masks:
+            np.save(self._folder / MASKS, np.concatenate(self._masks))
 
     def _split(self, digest: str) -> str:
         return "test" if int(digest[:8], 16) < self._test_share * 2**32 else "train"
