@@ -8,11 +8,14 @@ PIP = -m pip install --quiet --disable-pip-version-check --no-deps --require-has
 run: .venv/ready .venv-triton/ready
 	.venv/bin/unlabeled run --profile cpu
 
+# One process per core, one thread each; a file stays in one process. The long files start first (tests/conftest.py).
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 test: .venv/test-ready .venv-triton/ready
-	.venv/bin/python -m pytest -q
+	$(PYTEST)
 
 test-fast: .venv/test-ready .venv-triton/ready
-	.venv/bin/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: .venv/test-ready .venv-triton/ready
 	.venv/bin/unlabeled bench

@@ -16,6 +16,11 @@ from unlabeled.files import write_json
 from unlabeled.nets.encoder import CONFIG, MODEL, Encoder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow tests first: side by side, the longest files must not start last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def write_table(
     folder: Path, images: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: list[str]
 ) -> Path:
