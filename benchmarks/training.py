@@ -1,12 +1,12 @@
-"""SimCLR's training step: over its pure net, and against lightly as its documentation shows it.
+"""Every method's training step over its pure nets, and SimCLR's against lightly as its documentation shows it.
 
-    python benchmarks/training.py [--rounds 15] [--compile] [--json]
+    python benchmarks/training.py [--methods a,b] [--rounds 15] [--compile] [--json]
 
-Fashion-MNIST 28 x 28, batch 256, one thread. What is compared takes turns in one process; figures are medians
-of CPU time. lightly: `SimCLRTransform` on PIL images in a DataLoader without workers, `NTXentLoss`, SGD: the
-example of its documentation, with our encoder and head in it; that example leaves memory format and compilation
-at PyTorch's defaults.
-Bars: step over net at most 1.10, the autoencoder's 1.15; images/s over lightly's at least 2.2, views alone 20.
+Fashion-MNIST 28 x 28, the method's batch size, one thread. What is compared takes turns in one process; figures
+are medians of CPU time. lightly: `SimCLRTransform` on PIL images in a DataLoader without workers, `NTXentLoss`,
+SGD: the example of its documentation, with our encoder and head in it; that example leaves memory format and
+compilation at PyTorch's defaults.
+Bars: step over nets at most 1.10 for SimCLR, 1.15 for the others; images/s over lightly's at least 2.2, views alone 20.
 """
 
 import argparse
@@ -33,13 +33,12 @@ from unlabeled.data.table import ImageTable
 from unlabeled.nets.encoder import Encoder
 from unlabeled.parameters import Encoder as EncoderParameters
 from unlabeled.parameters import Ingest, Training
-from unlabeled.signals.bottleneck.autoencoder import Autoencoder
+from unlabeled.signals import all_signals, encoder_section, find_signal
 from unlabeled.signals.contrast.simclr import SimCLR
 from unlabeled.signals.signal import Signal
-from unlabeled.training.batches import Batches, pixel_statistics
+from unlabeled.training.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.training.loop import step_seed
 from unlabeled.training.optimizers import build_optimizer
-from unlabeled.views import to_float
 from unlabeled.workspace import cache_folder
 
 BATCH = 256
@@ -59,12 +58,20 @@ class PilImages(Dataset):
         return self.transform(Image.fromarray(self.images[index, 0]))
 
 
-def build(kind: type[Signal], table: ImageTable) -> Any:
-    """Return a method with the default encoder, in PyTorch's own memory format."""
+def build(method: str, table: ImageTable) -> Any:
+    """Return a method as `pretrain` makes it, in PyTorch's own memory format."""
+    kind, encoder = find_signal(method), encoder_section({"name": method}, EncoderParameters())
     mean, std = pixel_statistics(table)
     torch.manual_seed(0)
-    settings = EncoderParameters().model_dump()
-    return kind(Encoder(**settings, image_shape=table.image_shape, mean=mean, std=std))
+    signal = kind(Encoder(**encoder.model_dump(), image_shape=table.image_shape, mean=mean, std=std))
+    train = table.indices("train")
+    signal.prepare(torch.from_numpy(table.images(evenly_spread(train, 2000))), len(train))
+    return signal
+
+
+def section(method: str) -> Training:
+    """Return a method's training section, its own defaults in it."""
+    return Training(**find_signal(method).training_defaults)
 
 
 def prepare(signal: Any, compiled: bool) -> Any:
@@ -76,10 +83,10 @@ def prepare(signal: Any, compiled: bool) -> Any:
     return signal
 
 
-def training_step(signal: Signal, table: ImageTable) -> Callable[[], None]:
+def training_step(signal: Signal, table: ImageTable, training: Training) -> Callable[[], None]:
     """Return the loop's step: read, views, forward, loss, backward, optimizer."""
-    optimizer = build_optimizer(signal, Training())
-    images = Batches(table, BATCH, 0).read(0, 10**6, CPU)
+    optimizer = build_optimizer(signal, training)
+    images = Batches(table, training.batch_size, 0).read(0, 10**6, CPU)
     counter = itertools.count()
 
     def step() -> None:
@@ -93,16 +100,50 @@ def training_step(signal: Signal, table: ImageTable) -> Callable[[], None]:
     return step
 
 
-def pure_net(nets: list[nn.Module], images: Tensor) -> Callable[[], None]:
-    """Return forward and backward of the nets alone, one after the other, on images that are ready."""
+def pure_nets(signal: Signal, images: Tensor, indices: Tensor) -> Callable[[], None]:
+    """Return forward and backward of a step's nets alone, each on the input that the step gave it.
+
+    A net is every outermost module that the loss calls; what the loss does between two nets is left out.
+    """
+    calls: list[tuple[nn.Module, tuple[Any, ...], bool]] = []
+    call, depth = nn.Module.__call__, 0
+
+    def noting(module: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        nonlocal depth
+        if depth == 1 and not keywords:
+            calls.append((module, arguments, torch.is_grad_enabled()))
+        depth += 1
+        try:
+            return call(module, *arguments, **keywords)
+        finally:
+            depth -= 1
+
+    nn.Module.__call__ = noting  # type: ignore[method-assign]
+    try:
+        signal(images, indices)
+    finally:
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+    ready = [
+        (
+            module,
+            [a.detach().requires_grad_(a.requires_grad) if torch.is_tensor(a) else a for a in given],
+            grad,
+        )
+        for module, given, grad in calls
+    ]
 
     def step() -> None:
-        for net in nets:
-            net.zero_grad()
-        output = images
-        for net in nets:
-            output = net(output)
-        output.backward(torch.ones_like(output))
+        signal.zero_grad()
+        for module, arguments, grad in ready:
+            for argument in arguments:
+                if torch.is_tensor(argument):
+                    argument.grad = None
+            with torch.set_grad_enabled(grad):
+                outputs = module(*arguments)
+            tensors = [outputs] if torch.is_tensor(outputs) else list(outputs)
+            moving = [output for output in tensors if output.requires_grad]
+            if moving:
+                torch.autograd.backward(moving, [torch.ones_like(output) for output in moving])
 
     return step
 
@@ -141,39 +182,40 @@ def medians(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
     return {name: round(statistics.median(values), 2) for name, values in times.items()}
 
 
-def measure(table: ImageTable, rounds: int, compiled: bool) -> dict[str, Any]:
-    """Return milliseconds and ratios."""
-    simclr = prepare(build(SimCLR, table), compiled)
-    autoencoder = prepare(build(Autoencoder, table), compiled)
+def measure_methods(
+    methods: list[str], table: ImageTable, rounds: int, compiled: bool
+) -> dict[str, dict[str, float]]:
+    """Return each method's step and nets in milliseconds, and their ratio."""
+    rows = {}
+    for method in methods:
+        signal = prepare(build(method, table), compiled)
+        training = section(method)
+        batch = training.batch_size
+        nets = pure_nets(signal, torch.from_numpy(table.images(np.arange(batch))), torch.arange(batch))
+        found = medians({"step": training_step(signal, table, training), "nets": nets}, rounds)
+        rows[method] = {**found, "batch": batch, "step_over_nets": round(found["step"] / found["nets"], 3)}
+    return rows
+
+
+def measure_lightly(table: ImageTable, rounds: int, compiled: bool) -> dict[str, Any]:
+    """Return SimCLR's and lightly's step and views in milliseconds, and their ratios."""
+    simclr = prepare(build("simclr", table), compiled)
     images = torch.from_numpy(table.images(np.arange(BATCH)))
-    lightly, lightly_views = lightly_step(build(SimCLR, table), table)
+    lightly, lightly_views = lightly_step(build("simclr", table), table)
     milliseconds = medians(
         {
-            "simclr_step": training_step(simclr, table),
-            "simclr_net": pure_net(
-                [simclr.encoder, simclr.projector], simclr.view(images.repeat(2, 1, 1, 1))
-            ),
+            "simclr_step": training_step(simclr, table, section("simclr")),
             "simclr_views": lambda: simclr.view(images.repeat(2, 1, 1, 1)),
-            "autoencoder_step": training_step(autoencoder, table),
-            "autoencoder_net": pure_net(
-                [autoencoder.encoder, autoencoder.code, autoencoder.decoder], to_float(images)
-            ),
             "lightly_step": lightly,
             "lightly_views": lightly_views,
         },
         rounds,
     )
+    step = milliseconds["simclr_step"]
     return {
         "milliseconds": milliseconds,
-        "compiled": compiled,
-        "simclr_step_over_net": round(milliseconds["simclr_step"] / milliseconds["simclr_net"], 3),
-        "autoencoder_step_over_net": round(
-            milliseconds["autoencoder_step"] / milliseconds["autoencoder_net"], 3
-        ),
-        "images_per_second": round(1000 * BATCH / milliseconds["simclr_step"]),
-        "images_per_second_over_lightly": round(
-            milliseconds["lightly_step"] / milliseconds["simclr_step"], 2
-        ),
+        "images_per_second": round(1000 * BATCH / step),
+        "images_per_second_over_lightly": round(milliseconds["lightly_step"] / step, 2),
         "views_over_lightly": round(milliseconds["lightly_views"] / milliseconds["simclr_views"], 1),
     }
 
@@ -183,21 +225,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--methods", help="names, separated by commas; default: all that take gray images")
     parser.add_argument("--rounds", type=int, default=15, help="measured calls of each")
     parser.add_argument("--compile", action="store_true", help="torch.compile our nets")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    gray = [name for name, signal in all_signals().items() if not signal.needs_color]
+    methods = arguments.methods.split(",") if arguments.methods else gray
     with tempfile.TemporaryDirectory() as room:
         digest = data_digest(FASHION_MNIST, cache_folder())
         ingest(FASHION_MNIST, digest, Path(room, "table"), Path(room, "raw"), Ingest())
-        figures = measure(ImageTable(Path(room, "table")), arguments.rounds, arguments.compile)
+        table = ImageTable(Path(room, "table"))
+        rows = measure_methods(methods, table, arguments.rounds, arguments.compile)
+        lightly = measure_lightly(table, arguments.rounds, arguments.compile) if "simclr" in methods else {}
     if arguments.json:
-        print(json.dumps(figures, indent=2))
+        print(json.dumps({"compiled": arguments.compile, "methods": rows, "lightly": lightly}, indent=2))
         return
-    for name, value in figures.pop("milliseconds").items():
-        print(f"{name:36}{value:10} ms")
-    for name, value in figures.items():
+    print(f"{'':22}{'batch':>6}{'step ms':>10}{'nets ms':>10}{'step / nets':>13}")
+    for method, row in rows.items():
+        print(f"{method:22}{row['batch']:>6}{row['step']:>10}{row['nets']:>10}{row['step_over_nets']:>13}")
+    for name, value in {**lightly.pop("milliseconds", {}), **lightly}.items():
         print(f"{name:36}{value:10}")
 
 

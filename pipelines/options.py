@@ -1,5 +1,6 @@
 """The options that commands share, and the parameters that they make."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,8 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter, as training.epochs=3."),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="A name in data.dvc, 'digits', 'stamps', a folder, IDX files or an npz file.")
+    str | None,
+    typer.Option(help="A name in data.dvc, 'digits', 'stamps', a folder, IDX files or an npz file."),
 ]
 Methods = Annotated[str | None, typer.Option(help="Learning signals, comma-separated; 'all': every one.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
@@ -44,15 +46,27 @@ def parameters_of(
         overrides[key.strip()] = value
     if data is not None:
         overrides["data"] = data
-    if methods == "all":
-        from unlabeled.signals import all_signals
-
-        overrides["methods"] = sorted(all_signals())
-    elif methods is not None:
+    if methods not in (None, "all"):
         overrides["methods"] = [name.strip() for name in methods.split(",") if name.strip()]
     if seed is not None:
         overrides["seed"] = seed
-    return load_parameters(file or _parameters_file(), profile, overrides)
+    parameters = load_parameters(file or _parameters_file(), profile, overrides)
+    return _with_all_methods(parameters) if methods == "all" else parameters
+
+
+def _with_all_methods(parameters: Any) -> Any:
+    """Ask for every method that the data serves: those that need colour only where colour is certain."""
+    from unlabeled.data.stamps import STAMPS
+    from unlabeled.signals import all_signals
+
+    signals = all_signals()
+    if parameters.data != STAMPS and parameters.ingest.channels != "rgb":
+        needing = [name for name, signal in signals.items() if signal.needs_color]
+        print(
+            f"left out, for colour images (--set ingest.channels=rgb): {', '.join(needing)}", file=sys.stderr
+        )
+        signals = {name: signal for name, signal in signals.items() if name not in needing}
+    return parameters.model_copy(update={"methods": tuple(signals)})
 
 
 def _parameters_file() -> Path:

@@ -11,7 +11,9 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.cluster import check_cron, compile_pipeline
+from pipelines.options import parameters_of
 from unlabeled.errors import InputError
+from unlabeled.signals import all_signals
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "training.yaml"
@@ -112,3 +114,14 @@ def test_a_cron_that_kubeflow_would_misread_is_refused(cron):
 
 def test_a_cron_of_six_fields_passes():
     check_cron("0 0 3 * * MON-FRI")
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "colour"),
+    [("digits", [], False), ("stamps", [], True), ("photographs", ["ingest.channels=rgb"], True)],
+)
+def test_all_methods_are_those_that_the_data_serves(data, settings, colour, capsys):
+    signals = all_signals()
+    asked = parameters_of("smoke", data, "all", None, settings, None).methods
+    assert set(asked) == {name for name, signal in signals.items() if colour or not signal.needs_color}
+    assert ("colorization" in capsys.readouterr().err) == (not colour)

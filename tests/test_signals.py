@@ -44,8 +44,10 @@ def embeddings(count: int = 6, dim: int = 5, seed: int = 0) -> tuple[Tensor, Ten
 def signal_for(
     method: str, shape: tuple[int, int, int], net: str = "small_resnet", **settings: Any
 ) -> Signal:
-    """Return a method as `pretrain` makes it, prepared on a few images."""
+    """Return a method as `pretrain` makes it, prepared on a few images: of `shape`, in colour if it must be."""
     kind = find_signal(method)
+    if kind.needs_color:
+        shape = (3, *shape[1:])
     mine = {"name": net, "width": 16, "pool": 2} | kind.encoder_defaults
     torch.manual_seed(0)
     signal = kind(Encoder(**mine, image_shape=shape, mean=0.3, std=0.2), **settings)
@@ -57,6 +59,7 @@ def signal_for(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_method_trains_on_gray_and_colour_of_any_size(method: str, shape: tuple[int, int, int]) -> None:
     signal = signal_for(method, shape)
+    shape = signal.encoder.image_shape
     loss, values = run(signal, images_of(shape))
     assert loss.shape == () and loss.isfinite()
     assert all(value.shape == () and value.isfinite() for value in values.values())
@@ -76,7 +79,8 @@ def test_every_method_trains_on_gray_and_colour_of_any_size(method: str, shape: 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_smallest_batch_trains(method: str) -> None:
-    loss, _ = run(signal_for(method, (1, 16, 16)), images_of((1, 16, 16), 2))
+    signal = signal_for(method, (1, 16, 16))
+    loss, _ = run(signal, images_of(signal.encoder.image_shape, 2))
     loss.backward()
     assert loss.isfinite()
 
@@ -97,7 +101,7 @@ def test_same_seed_same_loss(method: str) -> None:
 
     def loss_of(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return run(copy.deepcopy(signal), images_of((1, 16, 16)))[0]
+        return run(copy.deepcopy(signal), images_of(signal.encoder.image_shape))[0]
 
     assert torch.equal(loss_of(0), loss_of(0))
 
@@ -106,9 +110,10 @@ def test_same_seed_same_loss(method: str) -> None:
 def test_evaluation_changes_no_weight_and_no_statistics(method: str) -> None:
     signal = signal_for(method, (1, 16, 16)).eval()
     before = {name: tensor.clone() for name, tensor in signal.state_dict().items()}
-    signal.encoder(torch.rand(3, 1, 16, 16))
-    signal.objective(images_of((1, 16, 16), 3))
-    signal.picture(images_of((1, 16, 16), 3))
+    images = images_of(signal.encoder.image_shape, 3)
+    signal.encoder(images.float() / 255)
+    signal.objective(images)
+    signal.picture(images)
     assert all(torch.equal(tensor, before[name]) for name, tensor in signal.state_dict().items())
 
 
@@ -120,7 +125,7 @@ def test_a_resumed_training_goes_on_with_the_same_bits(method: str) -> None:
         for step in range(first, end):
             torch.manual_seed(step)
             optimizer.zero_grad()
-            run(signal, images_of((1, 16, 16)))[0].backward()
+            run(signal, images_of(signal.encoder.image_shape))[0].backward()
             optimizer.step()
             signal.after_step()
 
@@ -455,6 +460,6 @@ def test_sparsity_lowers_the_activity() -> None:
 
 
 def test_signals_are_modules_of_one_interface() -> None:
-    for kind in all_signals().values():
+    for method, kind in all_signals().items():
         assert issubclass(kind, Signal)
-        assert kind.after_step(kind(small_encoder())) is None  # type: ignore[func-returns-value]
+        assert signal_for(method, (1, 16, 16)).after_step() is None  # type: ignore[func-returns-value]

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from unlabeled.errors import InputError
 from unlabeled.files import read_json
+from unlabeled.nets.pixel_cnn import pixel_cnn
+from unlabeled.nets.vit import VisionTransformer
 
 MODEL, CONFIG = "model.safetensors", "config.json"
 
@@ -92,17 +94,30 @@ class Encoder(nn.Module):
             self.net, self.map_channels = small_resnet(channels, height, width)
         elif name == "resnet18":
             self.net, self.map_channels = resnet18(channels, height)
+        elif name == "tiny_vit":
+            self.net, self.map_channels = VisionTransformer(self.image_shape, 3 * width), 3 * width
+        elif name == "pixel_cnn":
+            self.net, self.map_channels = pixel_cnn(channels, width)
         else:
-            raise InputError(f"no encoder '{name}'; valid: small_resnet, resnet18")
+            raise InputError(f"no encoder '{name}'; valid: small_resnet, resnet18, tiny_vit, pixel_cnn")
         self.feature_dim = self.map_channels * pool * pool
+        if isinstance(self.net, VisionTransformer):
+            self.feature_dim += self.net.dim
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(max(std, 1e-3)))
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Return the last map (B, map_channels, h, w)."""
-        return self.net((images - self.mean) / self.std)
+        return self.net(self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return what the net sees: mean 0 and deviation 1 over the train images."""
+        return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
+        if isinstance(self.net, VisionTransformer):
+            cls, maps = self.net.cls_and_map(self.normalised(images))
+            return torch.cat((cls, average_pool(maps, self.pool).flatten(1)), 1)
         return average_pool(self.feature_map(images), self.pool).flatten(1)
 
 

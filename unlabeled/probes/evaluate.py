@@ -85,7 +85,8 @@ def _unlearned(
     """Yield each baseline's name and its features of the two splits, one baseline in memory at a time."""
     raw = pixels(images, train), pixels(images, test)
     yield "raw pixels", *raw
-    yield "PCA-128", *principal_components(*raw)
+    components, test_components = principal_components(*raw)
+    yield "PCA-128", components, test_components
     del raw
     mean, std = pixel_statistics(images)
     for number, section in enumerate(encoders):

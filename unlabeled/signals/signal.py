@@ -20,12 +20,16 @@ class Signal(nn.Module):
     # The method's own defaults of the training and of the encoder section, as {"learning_rate": 1e-3}.
     training_defaults: ClassVar[dict[str, Any]] = {}
     encoder_defaults: ClassVar[dict[str, Any]] = {}
+    # Whether gray images leave nothing to learn: `prepare` then refuses them.
+    needs_color: ClassVar[bool] = False
     # What the rows of `picture` show.
     picture_rows: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
+        # Steps of the whole run, set by the loop: what a method's own schedules run over.
+        self.total_steps = 1
 
     def prepare(self, sample: Tensor, count: int) -> None:
         """Make, once and before the first step, what depends on the data: a colour prior, a memory bank.

@@ -27,14 +27,28 @@ def process_group() -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+_by_itself = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work as if it were the only one: what rank 0 does after training waits for nobody."""
+    global _by_itself
+    _by_itself = True
+    try:
+        yield
+    finally:
+        _by_itself = False
+
+
 def processes() -> int:
     """Return the number of processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _by_itself else 1
 
 
 def rank() -> int:
     """Return this process's number, 0 first."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _by_itself else 0
 
 
 def broadcast(value: Any) -> Any:

@@ -42,6 +42,7 @@ def train(
         CheckFailed: the loss is not finite.
     """
     signal.to(device).train()
+    signal.total_steps = training.steps
     if training.channels_last:
         signal.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(signal, training)

@@ -26,7 +26,7 @@ from unlabeled.parameters import Training
 from unlabeled.signals import encoder_section, find_signal, method_settings
 from unlabeled.signals.signal import Signal
 from unlabeled.training.batches import Batches, evenly_spread, pixel_statistics
-from unlabeled.training.distributed import process_group, processes, rank
+from unlabeled.training.distributed import alone, process_group, processes, rank
 from unlabeled.training.loop import train
 from unlabeled.training.reproducible import reproducible
 from unlabeled.training.resolve import resolve_training
@@ -103,7 +103,8 @@ def pretrain(
             objective: dict[str, float] = {}
             if rank() == 0:
                 torch.manual_seed(seed)
-                objective = write_model(model, signal, config, metrics, images, device)
+                with alone():
+                    objective = write_model(model, signal, config, metrics, images, device)
     seen = (training.steps - resumed_at) * training.batch_size
     return {
         "loss": metrics[-1]["loss"],

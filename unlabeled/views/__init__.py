@@ -17,21 +17,41 @@ from unlabeled.views.color import (
     solarize,
 )
 from unlabeled.views.geometry import random_crop, resample
+from unlabeled.views.lab import lab_to_rgb, rgb_to_lab
+from unlabeled.views.patches import (
+    cut_patches,
+    drop_colors,
+    lay_patches,
+    normalize_patches,
+    random_resolution,
+)
 from unlabeled.views.random import chance, to_float, uniform
+from unlabeled.views.warps import Warp, cell_centres, in_frame, random_warp
 
 __all__ = [
+    "Warp",
     "brightness",
+    "cell_centres",
     "chance",
     "contrast",
+    "cut_patches",
+    "drop_colors",
     "gaussian_blur",
     "grayscale",
     "hue",
+    "in_frame",
+    "lab_to_rgb",
+    "lay_patches",
+    "normalize_patches",
     "random_blur",
     "random_color",
     "random_crop",
     "random_grayscale",
+    "random_resolution",
     "random_solarize",
+    "random_warp",
     "resample",
+    "rgb_to_lab",
     "saturation",
     "solarize",
     "to_float",

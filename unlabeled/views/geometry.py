@@ -62,13 +62,14 @@ def random_crop(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     degrees: float = 0.0,
+    size: tuple[int, int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Random resized crop (Szegedy et al. 2015), mirrored with probability `flip`, turned by ±`degrees`.
 
     Area (a share of the image) is uniform, aspect (width / height) log-uniform; a side longer than the
     image is cut to it, where torchvision draws again. Where aspect and area are 1, no flip and no turn, the
-    image is kept.
+    image is kept. The crops have `size` (height, width), by default that of the images.
     """
     height, width = images.shape[-2:]
     areas = uniform(images, *area, generator) * (height * width)
@@ -79,4 +80,4 @@ def random_crop(
     left = uniform(images, 0, 1, generator) * (width - box_width)
     flips = chance(images, flip, generator) if flip > 0 else None
     angles = uniform(images, -degrees, degrees, generator) if degrees > 0 else None
-    return resample(images, torch.stack((top, left, box_height, box_width), 1), flips, angles)
+    return resample(images, torch.stack((top, left, box_height, box_width), 1), flips, angles, size)

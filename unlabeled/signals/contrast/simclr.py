@@ -12,6 +12,7 @@ from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.heads import projector
 from unlabeled.signals.signal import Signal
 from unlabeled.training.distributed import gather, rank
+from unlabeled.views.recipe import contrastive_view
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -83,11 +84,7 @@ class SimCLR(Signal):
 
     def view(self, images: Tensor) -> Tensor:
         """Return a random view, float (B, C, H, W) in [0, 1], of each of the uint8 images."""
-        view = views.random_crop(views.to_float(images), **self.crop)
-        view = views.random_grayscale(views.random_color(view, *self.color), self.grayscale)
-        if self.blur > 0:
-            view = views.random_blur(view, (0.1, max(0.1, self.blur_sigma * images.shape[2])), self.blur)
-        return view
+        return contrastive_view(images, self.crop, self.color, self.grayscale, self.blur, self.blur_sigma)
 
     def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.encoder(self.view(images.repeat(2, 1, 1, 1)))
