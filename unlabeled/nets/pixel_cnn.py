@@ -68,7 +68,7 @@ class GatedPixelCNN(nn.Module):
         # A gate leaves a third of unit inputs: at PyTorch's own scale a few layers of it would hold nothing.
         with torch.no_grad():
             for conv in self.vertical[1:]:
-                conv.weight.mul_(3)
+                conv.get_parameter("weight").mul_(3)
 
     def above(self, x: Tensor) -> list[Tensor]:
         """Return what the vertical stack tells each layer of the horizontal one."""
