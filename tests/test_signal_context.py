@@ -1,11 +1,11 @@
 """Context: where the patches lie, and the shortcuts that gap, normalisation and dropped colours close."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from signal_training import accuracy_after
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,18 +18,6 @@ def context(size: int = 32, channels: int = 1, **settings: Any) -> Context:
     torch.manual_seed(0)
     encoder = Encoder("small_resnet", 8, 2, (channels, size, size), 0.3, 0.29)
     return Context(encoder, **{"hidden_dim": 64} | settings)
-
-
-def trained(signal: Context, images: Callable[[], Tensor], steps: int) -> float:
-    """Train on ever new images, and return the accuracy on more of them."""
-    optimizer = torch.optim.AdamW(signal.train().parameters(), 3e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        signal.loss(images())[0].backward()
-        optimizer.step()
-    with torch.inference_mode():
-        signal.eval()
-        return sum(signal.objective(images())["accuracy"].item() for _ in range(10)) / 10
 
 
 def noise(count: int = 32, size: int = 32, channels: int = 1) -> Tensor:
@@ -141,7 +129,7 @@ def test_every_patch_that_the_tower_sees_has_mean_0_and_spread_1() -> None:
 def test_it_overfits_one_batch() -> None:
     torch.manual_seed(1)
     images = F.interpolate(torch.rand(8, 1, 8, 8), 32, mode="bilinear").mul(255).byte()
-    assert trained(context(low_resolution=0.0), lambda: images, 150) > 0.6
+    assert accuracy_after(context(low_resolution=0.0), lambda: images, 150) > 0.6
 
 
 # Shortcuts
@@ -163,8 +151,8 @@ def chromatic(count: int = 64, size: int = 32, strength: float = 0.12) -> Tensor
 def test_the_lens_gives_places_away_until_colors_are_dropped() -> None:
     """The ablation must read the radial shift of the colours; the method must stay at one in eight."""
     settings = {"low_resolution": 0.0}
-    assert trained(context(channels=3, color_drop=0.0, **settings), chromatic, 120) > 0.5
-    assert trained(context(channels=3, **settings), chromatic, 120) == pytest.approx(0.125, abs=0.03)
+    assert accuracy_after(context(channels=3, color_drop=0.0, **settings), chromatic, 120) > 0.5
+    assert accuracy_after(context(channels=3, **settings), chromatic, 120) == pytest.approx(0.125, abs=0.03)
 
 
 def vignettes() -> Tensor:
@@ -175,8 +163,8 @@ def vignettes() -> Tensor:
 
 
 def test_brightness_gives_places_away_until_patches_are_normalized() -> None:
-    assert trained(context(normalize=False), vignettes, 80) > 0.5
-    assert trained(context(), vignettes, 80) == pytest.approx(0.125, abs=0.03)
+    assert accuracy_after(context(normalize=False), vignettes, 80) > 0.5
+    assert accuracy_after(context(), vignettes, 80) == pytest.approx(0.125, abs=0.03)
 
 
 # The picture

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training_distributed import torchrun
+from signal_training import torchrun
 from torch import Tensor, nn
 from torch.nn import functional as F
 

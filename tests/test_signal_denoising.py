@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from signal_training import train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,20 +31,6 @@ def tones(count: int, side: int = 8, mean: float = 0.5, std: float = 0.1) -> Ten
 def small_signal(side: int = 8, **settings: object) -> Denoising:
     torch.manual_seed(0)
     return Denoising(Encoder("small_resnet", 16, 2, (1, side, side), 0.5, 0.3), **settings)
-
-
-def train(signal: Signal, images: Tensor, steps: int, rate: float = 3e-3, batch: int = 64) -> list[float]:
-    optimizer = torch.optim.AdamW(signal.parameters(), rate)
-    losses = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, 3 * (1 - step / steps))
-        optimizer.zero_grad()
-        loss, _ = signal.loss(images[torch.randperm(len(images))[:batch]])
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 # Corruption

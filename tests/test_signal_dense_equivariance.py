@@ -1,14 +1,11 @@
 """Dense equivariance: the warps' directions, both losses, and what must fail."""
 
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from signal_training import torchrun
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -433,23 +430,7 @@ def test_two_processes_have_the_loss_of_the_joined_batch(tmp_path: Path) -> None
     data["valid"] = torch.rand(6, 5) < 0.6
     torch.save(data, tmp_path / "data.pt")
     (tmp_path / "worker.py").write_text(WORKER)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(port),
-    ]
-    command += [str(tmp_path / "worker.py"), str(tmp_path / "data.pt"), str(tmp_path)]
-    result = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    torchrun(str(tmp_path / "worker.py"), str(tmp_path / "data.pt"), str(tmp_path))
     ranks = [torch.load(tmp_path / f"{number}.pt") for number in range(2)]
     weight = data["weight"].requires_grad_()
     maps, moved = (torch.einsum("cd,bdn->bcn", weight, data[name]) for name in ("maps", "moved"))

@@ -2,9 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules.heads import DINOProjectionHead
+from signal_training import torchrun
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -425,16 +423,7 @@ def fixed_views() -> tuple[DINO, Tensor]:
 
 def test_two_processes_give_the_loss_and_the_center_of_one_on_the_joined_batch(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
-    address = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    rendezvous = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [sys.executable, *rendezvous, str(tmp_path / "worker.py"), str(tmp_path)],
-        env=os.environ | address | {"PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    torchrun(str(tmp_path / "worker.py"), str(tmp_path))
     ranks = [torch.load(tmp_path / f"{number}.pt") for number in range(2)]
     signal, images = fixed_views()
     for _ in range(2):

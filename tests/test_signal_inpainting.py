@@ -6,12 +6,12 @@ import pytest
 import torch
 from scipy import sparse
 from scipy.sparse.linalg import spsolve
+from signal_training import train
 from torch import Tensor, nn
 
 from unlabeled.nets.discriminator import Discriminator
 from unlabeled.nets.encoder import Encoder
 from unlabeled.signals.recovery.inpainting import HOLES, Inpainting, adversarial_losses, hole_error, hole_psnr
-from unlabeled.signals.signal import Signal
 from unlabeled.views.holes import central_square, diffusion_fill, random_blocks, random_regions
 
 SIZES = [8, 28, 33, 96]
@@ -24,20 +24,6 @@ def small_signal(size: int = 16, channels: int = 1, **settings: object) -> Inpai
 
 def images_of(size: int = 16, channels: int = 1, count: int = 8) -> Tensor:
     return torch.randint(0, 256, (count, channels, size, size)).byte()
-
-
-def train(signal: Signal, images: Tensor, steps: int, rate: float = 3e-3, batch: int = 64) -> list[float]:
-    optimizer = torch.optim.AdamW(signal.parameters(), rate)
-    losses = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, 3 * (1 - step / steps))
-        optimizer.zero_grad()
-        loss, values = signal.loss(images[torch.randperm(len(images))[:batch]])
-        loss.backward()
-        optimizer.step()
-        losses.append(values["reconstruction"].item())
-    return losses
 
 
 # Holes

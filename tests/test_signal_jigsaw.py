@@ -1,12 +1,12 @@
 """Jigsaw: permutations far apart, tiles on their own, and the cheats that gap and normalisation close."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from signal_training import accuracy_after
 from torch import Tensor
 
 from unlabeled import views
@@ -18,18 +18,6 @@ def jigsaw(size: int = 24, channels: int = 1, **settings: Any) -> Jigsaw:
     torch.manual_seed(0)
     encoder = Encoder("small_resnet", 8, 2, (channels, size, size), 0.5, 0.29)
     return Jigsaw(encoder, **{"tile_dim": 32, "hidden_dim": 64} | settings)
-
-
-def trained(signal: Jigsaw, images: Callable[[], Tensor], steps: int) -> float:
-    """Train on ever new images, and return the accuracy on more of them."""
-    optimizer = torch.optim.AdamW(signal.train().parameters(), 3e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        signal.loss(images())[0].backward()
-        optimizer.step()
-    with torch.inference_mode():
-        signal.eval()
-        return sum(signal.objective(images())["accuracy"].item() for _ in range(10)) / 10
 
 
 def noise(count: int = 32, size: int = 24, channels: int = 1) -> Tensor:
@@ -156,7 +144,7 @@ def test_it_overfits_one_batch() -> None:
     signal = jigsaw(permutations=4, grid=2)
     torch.manual_seed(1)
     images = torch.nn.functional.interpolate(torch.rand(16, 1, 6, 6), 24, mode="bilinear").mul(255).byte()
-    assert trained(signal, lambda: images, 150) > 0.6
+    assert accuracy_after(signal, lambda: images, 150) > 0.6
 
 
 def ramps() -> Tensor:
@@ -170,8 +158,8 @@ def ramps() -> Tensor:
 def test_brightness_is_a_cheat_that_gap_and_normalization_close() -> None:
     """The ablation must solve what cannot be solved by what the tiles show; the method must not."""
     settings = {"grid": 2, "permutations": 4}
-    assert trained(jigsaw(**settings, gap=0.0, normalize=False), ramps, 80) > 0.8
-    assert trained(jigsaw(**settings), ramps, 80) == pytest.approx(0.25, abs=0.05)
+    assert accuracy_after(jigsaw(**settings, gap=0.0, normalize=False), ramps, 80) > 0.8
+    assert accuracy_after(jigsaw(**settings), ramps, 80) == pytest.approx(0.25, abs=0.05)
 
 
 def bands() -> Tensor:
@@ -189,8 +177,8 @@ def bands() -> Tensor:
 
 def test_edges_that_continue_are_a_cheat_that_the_gap_closes() -> None:
     settings = {"grid": 2, "permutations": 2}
-    assert trained(jigsaw(**settings, gap=0.0), bands, 200) > 0.8
-    assert trained(jigsaw(**settings), bands, 200) == pytest.approx(0.5, abs=0.06)
+    assert accuracy_after(jigsaw(**settings, gap=0.0), bands, 200) > 0.8
+    assert accuracy_after(jigsaw(**settings), bands, 200) == pytest.approx(0.5, abs=0.06)
 
 
 def test_the_picture_puts_the_tiles_back_as_told() -> None:

@@ -1,10 +1,10 @@
 """Rotation: four turns without resampling, and nothing to learn where there is nothing to see."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
+from signal_training import accuracy_after
 from torch import Tensor
 
 from unlabeled.nets.encoder import Encoder
@@ -15,18 +15,6 @@ def rotation(size: int = 8, channels: int = 1, **settings: float) -> Rotation:
     torch.manual_seed(0)
     encoder = Encoder("small_resnet", 8, 2, (channels, size, size), 0.5, 0.29)
     return Rotation(encoder, hidden_dim=32, **settings)
-
-
-def trained(signal: Rotation, images: Callable[[], Tensor], steps: int) -> float:
-    """Train on ever new images, and return the accuracy on more of them."""
-    optimizer = torch.optim.AdamW(signal.train().parameters(), 3e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        signal.loss(images())[0].backward()
-        optimizer.step()
-    with torch.inference_mode():
-        signal.eval()
-        return sum(signal.objective(images())["accuracy"].item() for _ in range(10)) / 10
 
 
 def white_noise(count: int = 64, size: int = 8) -> Tensor:
@@ -74,7 +62,7 @@ def test_mirroring_comes_before_turning() -> None:
 
 def test_white_noise_stays_at_chance() -> None:
     """Noise has no way up: whatever beats a quarter has read the pipeline."""
-    assert trained(rotation(), white_noise, 80) == pytest.approx(0.25, abs=0.04)
+    assert accuracy_after(rotation(), white_noise, 80) == pytest.approx(0.25, abs=0.04)
 
 
 def test_a_border_gives_the_rotation_away() -> None:
@@ -85,11 +73,11 @@ def test_a_border_gives_the_rotation_away() -> None:
         images[:, :, -1] = 0
         return images
 
-    assert trained(rotation(), padded, 40) > 0.9
+    assert accuracy_after(rotation(), padded, 40) > 0.9
 
 
 def test_crops_leave_no_trace() -> None:
-    assert trained(rotation(crop=0.5), white_noise, 80) == pytest.approx(0.25, abs=0.04)
+    assert accuracy_after(rotation(crop=0.5), white_noise, 80) == pytest.approx(0.25, abs=0.04)
 
 
 def test_symmetric_images_give_no_signal() -> None:
@@ -98,14 +86,14 @@ def test_symmetric_images_give_no_signal() -> None:
         radius = (axis.square() + axis.square().unsqueeze(1)).sqrt()
         return ((radius < 1 + 3 * torch.rand(64, 1, 1, 1)) * 255).byte()
 
-    assert trained(rotation(), discs, 30) == pytest.approx(0.25, abs=1e-6)
+    assert accuracy_after(rotation(), discs, 30) == pytest.approx(0.25, abs=1e-6)
 
 
 def test_it_overfits_one_batch() -> None:
     torch.manual_seed(0)
     images = white_noise(16)
     signal = rotation(flip=0.0)
-    assert trained(signal, lambda: images, 60) > 0.95
+    assert accuracy_after(signal, lambda: images, 60) > 0.95
 
 
 def test_the_picture_frames_what_is_told_wrong() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_distributed import torchrun
+from signal_training import torchrun
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -332,7 +332,6 @@ def test_free_bits_of_two_ranks_are_those_of_the_joined_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
     torchrun(str(tmp_path / "worker.py"), str(tmp_path))
     ranks = [torch.load(tmp_path / f"{number}.pt") for number in range(2)]
     monkeypatch.setattr("unlabeled.signals.bottleneck.vae.reparameterized", lambda mean, log_variance: mean)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from signal_training import torchrun
 from test_training import make_table
-from test_training_distributed import torchrun
 from torch import Tensor
 
 from unlabeled.nets.encoder import Encoder

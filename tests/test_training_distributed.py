@@ -1,15 +1,12 @@
 """Two processes train as one."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from signal_training import torchrun
 from test_training import BRIEF, make_table, run
 from torch.nn import functional as F
 
@@ -38,30 +35,6 @@ with process_group():
     }
     torch.save(result, f"{sys.argv[2]}/{rank()}.pt")
 """
-
-
-def torchrun(*command: str) -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(port),
-    ]
-    result = subprocess.run(
-        [*launcher, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
 
 
 def test_one_process_is_the_simplest_case() -> None:

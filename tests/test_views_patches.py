@@ -19,7 +19,7 @@ def test_patches_are_the_pixels_that_their_corners_say() -> None:
 
 
 def test_normalized_patches_have_one_mean_and_one_spread() -> None:
-    patches = torch.rand(4, 3, 3, 6, 6) * torch.rand(4, 3, 3, 1, 1) + torch.rand(4, 3, 3, 1, 1)
+    patches = torch.rand(4, 3, 3, 6, 6) * (0.2 + torch.rand(4, 3, 3, 1, 1)) + torch.rand(4, 3, 3, 1, 1)
     for mean, std in ((0.0, 1.0), (0.3, 0.2)):
         normalized = views.normalize_patches(patches, mean, std)
         assert torch.allclose(normalized.mean((-2, -1)), torch.full((4, 3, 3), mean), atol=1e-5)
