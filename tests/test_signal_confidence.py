@@ -208,12 +208,12 @@ def test_a_net_finds_the_scale_of_noise_that_differs_by_place(name: str) -> None
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_starts_at_its_analytic_value(name: str) -> None:
     """The values are the mean, the scale the deviation, of all pixels."""
-    signal, images = signal_of(likelihood=name, warm_up=0.0), noise_images()
+    signal, images = signal_of(likelihood=name, warm_up=0.0, corruption="gaussian"), noise_images()
     errors = views.to_float(images) - 0.5
     expected = LOSSES[name](errors, torch.full_like(errors, math.log(0.25))).mean()
     assert signal.loss(images)[0].item() == pytest.approx(expected.item(), rel=1e-5)
     # During the warm-up: the plain loss and the scales' own.
-    signal = signal_of(likelihood=name, warm_up=1.0)
+    signal = signal_of(likelihood=name, warm_up=1.0, corruption="gaussian")
     plain = LOSSES[name](errors, torch.zeros_like(errors)).mean()
     assert signal.loss(images)[0].item() == pytest.approx((expected + plain).item(), rel=1e-5)
 
@@ -267,7 +267,7 @@ def test_inpainting_counts_the_hole_alone_and_sees_nothing_of_it(channels: int) 
 
 
 def test_noise_is_fresh_and_has_its_strength() -> None:
-    signal, originals = signal_of(noise=0.1), views.to_float(noise_images(64))
+    signal, originals = signal_of(corruption="gaussian", strength=0.1), views.to_float(noise_images(64))
     first, second = signal.corrupt(originals)[0], signal.corrupt(originals)[0]
     assert not torch.equal(first, second)
     assert (first - originals).std().item() == pytest.approx(0.1, rel=0.05)
