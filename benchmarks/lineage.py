@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.digest import code_digest, dvc_digest
 from unlabeled.files import write_json
-from unlabeled.lineage.digest import code_digest, dvc_digest
 from unlabeled.lineage.environment import distributions, environment
 from unlabeled.lineage.git import git
 from unlabeled.lineage.record import record

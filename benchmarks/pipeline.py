@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unlabeled.lineage.digest import file_digest, files_below
+from unlabeled.digest import file_digest, files_below
 
 UNLABELED = Path(sys.executable).with_name("unlabeled")
 # Times and names of the run stand in these; every other file has to be the same to the bit.

@@ -123,7 +123,7 @@ def export(
 
 def _by_hand(name: str, inputs: dict[str, Path], outputs: dict[str, Path], **arguments: Any) -> None:
     """Call a component's own function on folders."""
-    from unlabeled.lineage.digest import code_digest
+    from unlabeled.digest import code_digest
     from unlabeled.lineage.step import Artifact
 
     for key, folder in inputs.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.data.sources import data_digest
-from unlabeled.lineage.digest import code_digest, json_digest
+from unlabeled.digest import code_digest, json_digest
 from unlabeled.parameters import Parameters
 from unlabeled.signals import method_settings
 

@@ -13,11 +13,11 @@ from serving.index import Index
 from serving.repository import CONFIG, MODEL, read_config
 from serving.server import EmbeddedTriton
 from unlabeled import progress
+from unlabeled.digest import file_digest
 from unlabeled.errors import CheckFailed
 from unlabeled.export.onnx import OnnxModel
 from unlabeled.export.parity import difference
 from unlabeled.files import write_json
-from unlabeled.lineage.digest import file_digest
 from unlabeled.parameters import Export
 
 BATCH_SIZES = (1, 2, 7, 64)

@@ -10,11 +10,11 @@ from serving.index import write_index
 from serving.repository import MODEL, model_config, write_model
 from unlabeled import progress
 from unlabeled.data.table import ImageTable
+from unlabeled.digest import file_digest
 from unlabeled.export.models import KINDS, class_names, fit, load_served
 from unlabeled.export.onnx import onnx_bytes, onnx_digest
 from unlabeled.export.parity import compare, torch_outputs
 from unlabeled.files import atomic_path
-from unlabeled.lineage.digest import file_digest
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import Export
 from unlabeled.probes.features import accelerator, extract

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from unlabeled.digest import dvc_digest
 from unlabeled.files import link_or_copy, write_json
-from unlabeled.lineage.digest import dvc_digest
 from unlabeled.lineage.record import method_artifacts, record
 from unlabeled.lineage.registry import Registry
 from unlabeled.lineage.step import Artifact, step

@@ -12,8 +12,8 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 from unlabeled.data.table import ImageTable
+from unlabeled.digest import dvc_digest, tree_digest
 from unlabeled.files import link_or_copy, write_json
-from unlabeled.lineage.digest import dvc_digest, tree_digest
 from unlabeled.lineage.environment import machine
 from unlabeled.lineage.record import record
 from unlabeled.lineage.step import DIGEST, STEP, Artifact

@@ -11,10 +11,10 @@ import pytest
 from lineage_bundle import KINDS, flip, record_run
 from test_registry import recommit, stored
 
+from unlabeled.digest import json_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import link_or_copy, read_json, write_json
 from unlabeled.lineage.audit import Check, Report, audit, compare, same_environment
-from unlabeled.lineage.digest import json_digest
 from unlabeled.lineage.git import git
 from unlabeled.lineage.registry import Registry
 

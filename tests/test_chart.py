@@ -14,7 +14,7 @@ import pytest
 import yaml
 from lineage_bundle import record_run
 
-from unlabeled.lineage.digest import tree_digest
+from unlabeled.digest import tree_digest
 from unlabeled.lineage.registry import Registry
 
 CHART = Path(__file__).parents[1] / "charts" / "unlabeled"

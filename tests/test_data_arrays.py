@@ -17,8 +17,8 @@ from unlabeled.data.idx import open_idx, read_idx_labels
 from unlabeled.data.ingest import ingest
 from unlabeled.data.sources import data_digest
 from unlabeled.data.table import ImageTable
+from unlabeled.digest import dvc_digest, tree_digest
 from unlabeled.errors import InputError
-from unlabeled.lineage.digest import dvc_digest, tree_digest
 from unlabeled.parameters import Ingest
 
 RNG = np.random.default_rng(1)

@@ -15,8 +15,8 @@ from PIL import Image
 from unlabeled.data.ingest import ingest
 from unlabeled.data.sources import data_digest
 from unlabeled.data.table import ImageTable
+from unlabeled.digest import dvc_digest, tree_digest
 from unlabeled.errors import CheckFailed, InputError
-from unlabeled.lineage.digest import dvc_digest, tree_digest
 from unlabeled.parameters import Ingest
 
 

@@ -13,8 +13,8 @@ from unlabeled.data.ingest import ingest
 from unlabeled.data.pin import VARIABLE, read_pin
 from unlabeled.data.sources import FASHION_MNIST, KNOWN, data_digest, fetch
 from unlabeled.data.table import ImageTable
+from unlabeled.digest import dvc_digest, tree_digest
 from unlabeled.errors import InputError
-from unlabeled.lineage.digest import dvc_digest, tree_digest
 from unlabeled.parameters import Ingest
 from unlabeled.workspace import CACHE, cache_folder
 

@@ -12,8 +12,8 @@ from unlabeled.data.files import source_digest
 from unlabeled.data.ingest import ingest
 from unlabeled.data.sources import data_digest, fetch
 from unlabeled.data.table import MASKS, ImageTable
+from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
-from unlabeled.lineage.digest import tree_digest
 from unlabeled.parameters import Ingest
 from unlabeled.workspace import cache_folder
 

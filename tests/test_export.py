@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from serving.index import Index, write_index
 from serving.repository import model_config, read_config, read_labels, write_model
 from unlabeled.data.images import read_image
+from unlabeled.digest import tree_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import KINDS, fit, load_served
 from unlabeled.export.onnx import IR_VERSION, OPSET, OnnxModel, initializers, load_onnx, onnx_digest
 from unlabeled.export.parity import compare, difference, onnx_equals_checkpoint, torch_outputs
-from unlabeled.lineage.digest import tree_digest
 
 
 @pytest.fixture(scope="module")

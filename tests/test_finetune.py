@@ -13,9 +13,9 @@ from conftest import write_table
 from safetensors.numpy import load_file
 
 from unlabeled.data.table import ImageTable
+from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
 from unlabeled.files import read_json
-from unlabeled.lineage.digest import tree_digest
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import Finetuning, SelfLabel
 from unlabeled.probes.classifier import Classifier, train_classifier

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from lineage_bundle import KINDS, flip, record_run, run_steps, write
 
-from unlabeled import progress
+from unlabeled import digest, progress
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import read_json
-from unlabeled.lineage import digest
 from unlabeled.lineage.chain import open_inputs, ordered
 from unlabeled.lineage.environment import environment, machine
 from unlabeled.lineage.record import describe, method_artifacts, record
@@ -114,7 +113,7 @@ def test_code_digest_sees_every_package(tmp_path):
     for package in digest.CODE_PACKAGES:
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("")
-    command = [sys.executable, "-c", "from unlabeled.lineage.digest import code_digest; print(code_digest())"]
+    command = [sys.executable, "-c", "from unlabeled.digest import code_digest; print(code_digest())"]
     for name in ("digest.py", "__init__.py"):
         (tmp_path / "unlabeled" / "lineage").mkdir(exist_ok=True)
         (tmp_path / "unlabeled" / "lineage" / name).write_text(

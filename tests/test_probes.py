@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from unlabeled.data.table import ImageTable
+from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
-from unlabeled.lineage.digest import tree_digest
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import Encoder, Evaluation
 from unlabeled.probes.baselines import pixels, principal_components

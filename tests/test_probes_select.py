@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import write_model
 
+from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
 from unlabeled.files import read_json, write_json
-from unlabeled.lineage.digest import tree_digest
 from unlabeled.parameters import Evaluation, Finetuning, SelfLabel
 from unlabeled.probes.evaluate import EVALUATION, evaluate
 from unlabeled.probes.finetune import finetune

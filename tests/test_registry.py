@@ -15,12 +15,12 @@ import pytest
 import yaml
 from lineage_bundle import KINDS, flip, record_run
 
+from unlabeled.digest import tree_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import read_json
 from unlabeled.lineage import commit
 from unlabeled.lineage import registry as registry_module
 from unlabeled.lineage.audit import audit
-from unlabeled.lineage.digest import tree_digest
 from unlabeled.lineage.git import git
 from unlabeled.lineage.registry import Registry, reference_table
 from unlabeled.lineage.store import Store

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from unlabeled.lineage.digest import file_digest, files_below
+from unlabeled.digest import file_digest, files_below
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 UNLABELED = Path(sys.executable).with_name("unlabeled")

@@ -13,8 +13,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
 from unlabeled.data.table import ImageTable
+from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
-from unlabeled.lineage.digest import tree_digest
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import SelfLabel
 from unlabeled.probes.features import extract

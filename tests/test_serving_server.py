@@ -17,10 +17,10 @@ from serving.check import check_serving
 from serving.index import Index
 from serving.repository import model_config, write_model
 from serving.server import EmbeddedTriton
+from unlabeled.digest import file_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import KINDS
 from unlabeled.files import read_json, write_json
-from unlabeled.lineage.digest import file_digest
 from unlabeled.parameters import Export
 
 MODEL = "1/model.onnx"

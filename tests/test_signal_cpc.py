@@ -239,7 +239,7 @@ WORKER = """
 import sys, torch
 from torch.nn import functional as F
 from unlabeled.signals.contrast.cpc import info_nce_logits
-from unlabeled.training.distributed import process_group, rank
+from unlabeled.distributed import process_group, rank
 
 with process_group():
     data = torch.load(sys.argv[1])

@@ -410,7 +410,7 @@ def test_the_picture_puts_the_warped_image_together_from_matches(learned: DenseE
 WORKER = """
 import sys, torch
 from unlabeled.signals.equivariance.dense_equivariance import map_loss, spread_losses
-from unlabeled.training.distributed import process_group, rank
+from unlabeled.distributed import process_group, rank
 
 with process_group():
     data = torch.load(sys.argv[1])

@@ -395,7 +395,7 @@ WORKER = """
 import sys, torch
 from torch.nn.parallel import DistributedDataParallel
 from test_signal_dino import fixed_views
-from unlabeled.training.distributed import process_group, rank
+from unlabeled.distributed import process_group, rank
 
 with process_group():
     torch.set_num_threads(1)

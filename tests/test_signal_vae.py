@@ -313,7 +313,7 @@ WORKER = """
 import sys, torch
 from unlabeled.signals.bottleneck import vae
 from test_signal_vae import images_of, small
-from unlabeled.training.distributed import process_group, rank
+from unlabeled.distributed import process_group, rank
 
 with process_group():
     torch.set_num_threads(1)

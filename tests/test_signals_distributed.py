@@ -10,10 +10,10 @@ from signal_training import torchrun
 from test_training import make_table
 from torch import Tensor
 
+from unlabeled.distributed import processes, rank
 from unlabeled.nets.encoder import Encoder
 from unlabeled.signals import all_signals, find_signal
 from unlabeled.signals.signal import Signal
-from unlabeled.training.distributed import processes, rank
 from unlabeled.training.loop import parallel
 
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 import test_signals_distributed as tests
-from unlabeled.training.distributed import process_group, rank
+from unlabeled.distributed import process_group, rank
 with process_group():
     torch.save({method: tests.train(method) for method in tests.COUPLED}, f"{sys.argv[2]}/{rank()}.pt")
 """
@@ -112,7 +112,7 @@ import json, sys, traceback
 from pathlib import Path
 from unlabeled.parameters import Encoder, Training
 from unlabeled.signals import all_signals
-from unlabeled.training.distributed import process_group, rank
+from unlabeled.distributed import process_group, rank
 from unlabeled.training.pretrain import pretrain
 
 table, out, failures = Path(sys.argv[1]), Path(sys.argv[2]), {}

@@ -10,15 +10,15 @@ from signal_training import torchrun
 from test_training import BRIEF, make_table, run
 from torch.nn import functional as F
 
+from unlabeled.distributed import broadcast, gather, processes, rank
 from unlabeled.signals.contrast.simclr import nt_xent
-from unlabeled.training.distributed import broadcast, gather, processes, rank
 
 pytestmark = pytest.mark.slow
 
 LOSS = """
 import torch, sys
 from unlabeled.signals.contrast.simclr import nt_xent
-from unlabeled.training.distributed import broadcast, gather, process_group, processes, rank
+from unlabeled.distributed import broadcast, gather, process_group, processes, rank
 
 with process_group():
     data = torch.load(sys.argv[1])

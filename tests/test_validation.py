@@ -13,8 +13,8 @@ from conftest import write_table
 
 from unlabeled.data.expectations import validate
 from unlabeled.data.faults import drift
+from unlabeled.digest import tree_digest
 from unlabeled.errors import CheckFailed, InputError
-from unlabeled.lineage.digest import tree_digest
 from unlabeled.parameters import Validation
 
 COUNT = 500

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unlabeled.lineage.digest import json_digest
+from unlabeled.digest import json_digest
 
 CACHE = "UNLABELED_CACHE"
 

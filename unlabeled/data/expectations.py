@@ -10,9 +10,9 @@ from unlabeled.data.faults import drift, with_faults
 from unlabeled.data.suite import COLUMNS, expect_drift, expect_rows, ids, run
 from unlabeled.data.table import TABLE, ImageTable
 from unlabeled.data.validation_page import Offender, render, thumbnails
+from unlabeled.digest import file_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import atomic_path, write_bytes, write_json
-from unlabeled.lineage.digest import file_digest
 from unlabeled.parameters import Validation
 
 SHOWN, SHOWN_EACH = 40, 8  # thumbnails in all, and of one expectation

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from unlabeled.digest import file_digest
 from unlabeled.errors import InputError
-from unlabeled.lineage.digest import file_digest
 
 # Stands in for the bytes of a file that may not be read, in the digest and in the recorded raw files: so a
 # run from the recorded files finds the same broken image, for the same reason.

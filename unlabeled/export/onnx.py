@@ -12,9 +12,9 @@ import torch
 from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
+from unlabeled.digest import tensors_digest
 from unlabeled.errors import InputError
 from unlabeled.export.models import Served
-from unlabeled.lineage.digest import tensors_digest
 
 # What onnxruntime 1.15 (the oldest that KServe and Triton images carry) to today's load.
 OPSET = 18

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from unlabeled.digest import dvc_listing_digest, json_digest
 from unlabeled.errors import CheckFailed
-from unlabeled.lineage.digest import dvc_listing_digest, json_digest
 
 Step = dict[str, Any]
 

@@ -6,8 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from unlabeled.digest import code_digest, file_digest, files_below
 from unlabeled.files import read_json
-from unlabeled.lineage.digest import code_digest, file_digest, files_below
 from unlabeled.lineage.environment import environment
 from unlabeled.lineage.findings import Difference
 from unlabeled.lineage.record import dependency

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unlabeled.digest import code_digest, json_digest, stream_digests
 from unlabeled.errors import InputError
 from unlabeled.files import read_json
 from unlabeled.lineage.chain import Content, below, maker, open_inputs
-from unlabeled.lineage.digest import code_digest, json_digest, stream_digests
 from unlabeled.lineage.findings import Difference
 from unlabeled.lineage.leaderboard import leaderboard
 from unlabeled.lineage.record import dependency

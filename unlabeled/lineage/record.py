@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled import __version__
+from unlabeled.digest import Digests, files_below, json_digest, stream_digests
 from unlabeled.errors import CheckFailed
 from unlabeled.files import atomic_path, link_or_copy, read_json, write_json
 from unlabeled.lineage.chain import Content, Step, open_inputs, ordered
-from unlabeled.lineage.digest import Digests, files_below, json_digest, stream_digests
 from unlabeled.lineage.environment import environment
 from unlabeled.lineage.git import source_commit
 from unlabeled.lineage.leaderboard import leaderboard

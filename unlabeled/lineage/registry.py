@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from unlabeled.digest import dvc_listing, file_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import atomic_path, read_json, write_bytes
 from unlabeled.lineage.chain import Content, below, top_level
 from unlabeled.lineage.commit import TAGS, check_name, create_repository, is_folder, push_tag
-from unlabeled.lineage.digest import dvc_listing, file_digest
 from unlabeled.lineage.git import GitError, git
 from unlabeled.lineage.store import Store
 from unlabeled.lineage.tracked import LEADERBOARD, PROVENANCE, RECORD, STATEMENT

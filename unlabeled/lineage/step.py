@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unlabeled import progress
+from unlabeled.digest import code_digest, tree_digest
 from unlabeled.errors import CheckFailed, InputError
-from unlabeled.lineage.digest import code_digest, tree_digest
 from unlabeled.lineage.environment import machine
 
 DIGEST, STEP = "digest", "step"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from unlabeled import progress
+from unlabeled.digest import stream_digests
 from unlabeled.errors import CheckFailed, InputError
-from unlabeled.lineage.digest import stream_digests
 
 # A remote of this name in the user's own DVC configuration adds its settings: endpoint, credentials.
 REMOTE = "store"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlabeled.training.distributed import gather
+from unlabeled.distributed import gather
 
 
 class MemoryBank(nn.Module):

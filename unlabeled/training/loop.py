@@ -11,12 +11,12 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from unlabeled import progress
+from unlabeled.distributed import broadcast, processes, rank
 from unlabeled.errors import CheckFailed
 from unlabeled.parameters import Training
 from unlabeled.signals.signal import Signal
 from unlabeled.training.batches import Batches
 from unlabeled.training.checkpoints import load_checkpoint, save_checkpoint
-from unlabeled.training.distributed import broadcast, processes, rank
 from unlabeled.training.optimizers import build_optimizer
 from unlabeled.training.schedule import learning_rate_share
 

@@ -19,14 +19,14 @@ from safetensors.torch import save
 
 from unlabeled import parameters
 from unlabeled.data.table import ImageTable
+from unlabeled.digest import json_digest
+from unlabeled.distributed import alone, process_group, processes, rank
 from unlabeled.files import atomic_path, write_json
-from unlabeled.lineage.digest import json_digest
 from unlabeled.nets.encoder import CONFIG, MODEL, Encoder
 from unlabeled.parameters import Training
 from unlabeled.signals import encoder_section, find_signal, method_settings
 from unlabeled.signals.signal import Signal
 from unlabeled.training.batches import Batches, evenly_spread, pixel_statistics
-from unlabeled.training.distributed import alone, process_group, processes, rank
 from unlabeled.training.loop import train
 from unlabeled.training.reproducible import reproducible
 from unlabeled.training.resolve import resolve_training

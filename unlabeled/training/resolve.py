@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from unlabeled.data.table import ImageTable
+from unlabeled.distributed import processes
 from unlabeled.errors import InputError
 from unlabeled.parameters import Training
 from unlabeled.signals.signal import Signal
 from unlabeled.training.batches import Batches
-from unlabeled.training.distributed import processes
 
 # Compiling takes up to a minute, and saves little per step of a small net on a CPU.
 COMPILE_PAYS_AFTER = {"cpu": 5000, "cuda": 500}

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.distributed import gather
 from unlabeled.nets.decoder import Decoder
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.likelihood import discretized_logistic
 from unlabeled.probes.reconstruction import psnr
 from unlabeled.signals.signal import Signal
-from unlabeled.training.distributed import gather
 
 IMPORTANCE_SAMPLES = 16
 # Of the logistic, in units of [0, 1]: from a tenth of a level to wider than all levels.

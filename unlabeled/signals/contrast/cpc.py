@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.distributed import gather, rank
 from unlabeled.errors import InputError
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.pixel_cnn import RowContext
 from unlabeled.signals.signal import Signal
-from unlabeled.training.distributed import gather, rank
 from unlabeled.views.patches import cut_patches, drop_colors
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.distributed import gather, rank
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.heads import projector
 from unlabeled.signals.signal import Signal
-from unlabeled.training.distributed import gather, rank
 from unlabeled.views.recipe import contrastive_view
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.distributed import gather
 from unlabeled.nets.encoder import Encoder
 from unlabeled.signals.signal import Signal
-from unlabeled.training.distributed import gather
 
 Share = Annotated[float, Field(ge=0, le=0.5)]
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.distributed import gather
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.prototypes import PrototypeHead
 from unlabeled.nets.vit import VisionTransformer
 from unlabeled.signals.signal import Signal
-from unlabeled.training.distributed import gather
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0)]

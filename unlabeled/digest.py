@@ -87,7 +87,7 @@ def dvc_digest(path: Path | str) -> str:
 
 def code_digest() -> str:
     """Return one sha256 (hex) for the source of the four packages, as they lie beside this one."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     digests = {}
     for package in CODE_PACKAGES:
         for name, file in files_below(root / package).items():
