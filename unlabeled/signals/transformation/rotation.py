@@ -1,6 +1,6 @@
 """Rotation: which of four ways up is the image (Gidaris et al. 2018)."""
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -34,7 +34,8 @@ class Rotation(Signal):
     family = "transformation estimation"
     equation = "f(pi(x, theta)) = theta"
     paper = "Gidaris et al. 2018, Unsupervised Representation Learning by Predicting Image Rotations"
-    training_defaults = {"batch_size": 64}  # noqa: RUF012 - images; the nets see four times as many
+    # The nets see four times as many images.
+    training_defaults: ClassVar[dict[str, Any]] = {"batch_size": 64}
     picture_rows = ("as it is", "quarter turn", "half turn", "three quarters; inverted frame: told wrong")
 
     def __init__(
