@@ -114,11 +114,8 @@ def test_code_digest_sees_every_package(tmp_path):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("")
     command = [sys.executable, "-c", "from unlabeled.digest import code_digest; print(code_digest())"]
-    for name in ("digest.py", "__init__.py"):
-        (tmp_path / "unlabeled" / "lineage").mkdir(exist_ok=True)
-        (tmp_path / "unlabeled" / "lineage" / name).write_text(
-            Path(digest.__file__).with_name(name).read_text()
-        )
+    source = Path(digest.__file__)
+    (tmp_path / "unlabeled" / source.name).write_text(source.read_text())
 
     def run():
         return subprocess.run(
