@@ -1,7 +1,9 @@
 # make run: everything set up, then the whole pipeline on Fashion-MNIST.   make test: everything set up, then the tests.
 
 PYTHON ?= python3
-PIP = -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+# What is never imported need not be compiled; the two environments are installed side by side.
+PIP = -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes
+MAKEFLAGS += --jobs=2
 
 .PHONY: run test test-fast bench lint lock setup clean
 
