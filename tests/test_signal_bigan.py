@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from unlabeled.nets.dcgan import Generator, JointDiscriminator, halvings
+from unlabeled.nets.discriminator import discriminator_loss
 from unlabeled.nets.encoder import Encoder
-from unlabeled.signals.generative.bigan import BiGAN, accuracy, adversarial_losses, discriminator_loss
+from unlabeled.signals.generative.bigan import BiGAN, accuracy, adversarial_losses
 
 
 def signal_of(side: int = 8, **settings: float) -> BiGAN:

@@ -1,6 +1,10 @@
 """The discriminator: images in, a score of being real out."""
 
+from typing import Any
+
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 
 class Discriminator(nn.Module):
@@ -31,3 +35,18 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images).squeeze(1)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Return −log D(real) − log(1 − D(fake)), means of the logits (B,); 2 ln 2 where D cannot tell.
+
+    With the labels swapped, `discriminator_loss(fake, real)`, it is the loss that does not saturate of those
+    who fool D (Goodfellow et al. 2014).
+    """
+    return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
+
+
+def judge_frozen(discriminator: nn.Module, *inputs: Tensor) -> Any:
+    """Return what a discriminator says of inputs that a gradient shall reach, while none reaches its weights."""
+    frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    return functional_call(discriminator, frozen, inputs)

@@ -5,22 +5,13 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from unlabeled import views
 from unlabeled.nets.dcgan import Generator, JointDiscriminator
+from unlabeled.nets.discriminator import discriminator_loss, judge_frozen
 from unlabeled.nets.encoder import Encoder
 from unlabeled.signals.signal import Signal
-
-
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return −log D(real) − log(1 − D(fake)), means of the logits (B,); 2 ln 2 where D cannot tell.
-
-    With the labels swapped, `discriminator_loss(fake, real)`, it is the loss that does not saturate of those
-    who fool D (Goodfellow et al. 2014).
-    """
-    return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
 
 
 def adversarial_losses(
@@ -39,9 +30,8 @@ def adversarial_losses(
     """
     real = discriminator(images, codes.detach())
     fake = discriminator(generated.detach(), noise)
-    frozen = {name: tensor.detach() for name, tensor in discriminator.named_parameters()}
-    encoded = functional_call(discriminator, frozen, (images, codes))
-    fooling = functional_call(discriminator, frozen, (generated, noise))
+    encoded = judge_frozen(discriminator, images, codes)
+    fooling = judge_frozen(discriminator, generated, noise)
     return discriminator_loss(real, fake), discriminator_loss(fooling, encoded), real.detach(), fake.detach()
 
 
@@ -49,9 +39,8 @@ class BiGAN(Signal):
     """A BiGAN on DCGAN's nets; the encoder is the one exported, with a linear map to the code.
 
     All three nets take their step together, from one backward: each side's loss detaches the other. For a
-    few minutes on a CPU the learning rate is five times DCGAN's, which the discriminator's spectral norm
-    bears, and the round trip's error is part of the loss, as in ALICE (Li et al. 2017); `round_trip` 0 is the
-    paper's BiGAN.
+    few minutes on a CPU the round trip's error is part of the loss, as in ALICE (Li et al. 2017);
+    `round_trip` 0 is the paper's BiGAN.
     """
 
     family = "generative"

@@ -6,12 +6,11 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from unlabeled import views
 from unlabeled.nets.decoder import Decoder
-from unlabeled.nets.discriminator import Discriminator
+from unlabeled.nets.discriminator import Discriminator, discriminator_loss, judge_frozen
 from unlabeled.nets.encoder import Encoder
 from unlabeled.probes.reconstruction import psnr
 from unlabeled.signals.signal import Signal
@@ -54,11 +53,8 @@ def adversarial_losses(discriminator: nn.Module, real: Tensor, fake: Tensor) -> 
         discriminator: images to logits (B,), high for real ones.
         real, fake: float (B, C, H, W).
     """
-    on_real, on_fake = discriminator(real).float(), discriminator(fake.detach()).float()
-    judging = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
-    frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-    fooling = F.softplus(-functional_call(discriminator, frozen, fake).float()).mean()
-    return judging, fooling
+    judging = discriminator_loss(discriminator(real), discriminator(fake.detach()))
+    return judging, F.softplus(-judge_frozen(discriminator, fake).float()).mean()
 
 
 def hole_psnr(filled: Tensor, originals: Tensor, holes: Tensor) -> Tensor:
