@@ -76,7 +76,7 @@ def test_the_same_command_again_reuses_every_step_and_is_recorded_as_a_run_of_it
     workspace = undisturbed.parent.parent
     started = time.monotonic()
     unlabeled(workspace, *SMOKE)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120  # 20 s alone
     again = newest(workspace)
     assert again != undisturbed
     assert digests(again) == digests(undisturbed)
