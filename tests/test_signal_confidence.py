@@ -53,11 +53,11 @@ def halves(count: int = 64, seed: int = 0, size: int = 8) -> Tensor:
 def train(signal: Confidence, steps: int, rate: float = 3e-3) -> list[float]:
     optimizer, losses = torch.optim.AdamW(signal.parameters(), rate), []
     for seed in range(steps):
+        signal.progress = seed / steps
         optimizer.zero_grad()
         loss, _ = signal.loss(halves(seed=seed))
         loss.backward()
         optimizer.step()
-        signal.after_step()
         losses.append(loss.item())
     return losses
 
@@ -222,29 +222,18 @@ def test_scales_weigh_no_error_during_the_warm_up() -> None:
     images, gradients = noise_images(), []
     for log in (0.0, 3.0):
         signal = signal_of(warm_up=0.5)
-        signal.total_steps = 10
         with torch.no_grad():
             signal.decoder.out.get_parameter("bias").view(2, -1)[1] = log
-        for _ in range(2):
+        for signal.progress in (0.4, 0.5):
             torch.manual_seed(0)
             signal.zero_grad()
             signal.loss(images)[0].backward()
             gradient = signal.decoder.out.get_parameter("bias").grad
             assert gradient is not None
             gradients.append(gradient.view(2, -1)[0].clone())
-            for _ in range(5):
-                signal.after_step()
     warm, hot, warm_wide, hot_wide = gradients
     assert torch.allclose(warm, warm_wide)
     assert torch.allclose(hot, warm, atol=1e-6) and torch.allclose(hot_wide, warm * math.exp(-3), atol=1e-6)
-
-
-def test_the_warm_up_survives_a_restart() -> None:
-    signal = signal_of()
-    signal.after_step()
-    again = signal_of()
-    again.load_state_dict(signal.state_dict())
-    assert again.step == 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -279,7 +268,6 @@ def test_noise_is_fresh_and_has_its_strength() -> None:
 def test_it_knows_where_it_errs(name: str, task: str) -> None:
     """Half of each image cannot be foreseen: there are the errors, and there it expects them."""
     signal = signal_of(8, likelihood=name, task=task)
-    signal.total_steps = 50
     losses = train(signal, 50)
     assert all(math.isfinite(loss) for loss in losses)
     signal.eval()
@@ -296,7 +284,6 @@ def test_it_knows_where_it_errs(name: str, task: str) -> None:
 def test_shuffled_errors_are_as_good_as_chance() -> None:
     torch.manual_seed(0)
     signal = signal_of(8)
-    signal.total_steps = 50
     train(signal, 50)
     values, logs = signal.eval().restore(signal.corrupt(views.to_float(halves()))[0])
     errors = (views.to_float(halves()) - values).abs().flatten()

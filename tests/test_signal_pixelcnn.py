@@ -147,7 +147,7 @@ def test_a_mixture_is_the_difference_of_distribution_functions() -> None:
         torch.randn(5, 4).double(),
         torch.randn(5, 4).double() - 2,
     )
-    edges = torch.cat((torch.tensor([-1e9]), torch.linspace(-1, 1, 256)[:-1] + 1 / 255, torch.tensor([1e9])))
+    edges = torch.cat((torch.tensor([-1e9]), torch.linspace(0, 1, 256)[:-1] + 1 / 510, torch.tensor([1e9])))
     distribution = ((edges.double()[:, None, None] - means) / log_scales.exp()).sigmoid()
     expected = (distribution.diff(dim=0) * shares.softmax(1)).sum(2).T
     parameters = torch.cat((shares, means, log_scales), 1).unsqueeze(1)

@@ -30,15 +30,16 @@ class PrototypeHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck) * bottleneck**-0.5)
 
-    def forward(self, features: Tensor, frozen: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
         """Return the cosines.
 
         Args:
-            frozen: bool scalar; true: the prototypes take a gradient of 0.
+            frozen: the prototypes take a gradient of 0.
         """
         prototypes: Tensor = self.prototypes
-        if frozen is not None:
-            prototypes = torch.where(frozen, prototypes.detach(), prototypes)
+        if frozen:
+            # Not None, which DistributedDataParallel would wait for.
+            prototypes = prototypes.detach() + 0 * prototypes
         codes = F.normalize(self.mlp(features).float(), dim=1)
         # Over a temperature of 0.04, the rounding of bfloat16 would be a tenth of a logit.
         with torch.autocast(codes.device.type, enabled=False):

@@ -28,8 +28,8 @@ class Signal(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        # Steps of the whole run, set by the loop: what a method's own schedules run over.
-        self.total_steps = 1
+        # The share of the run that is done, set by the loop before each step: what a method's schedules run over.
+        self.progress = 0.0
 
     def prepare(self, sample: Tensor, count: int) -> None:
         """Make, once and before the first step, what depends on the data: a colour prior, a memory bank.

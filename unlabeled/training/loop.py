@@ -42,7 +42,6 @@ def train(
         CheckFailed: the loss is not finite.
     """
     signal.to(device).train()
-    signal.total_steps = training.steps
     if training.channels_last:
         signal.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(signal, training)
@@ -61,6 +60,7 @@ def train(
     shape = training.schedule, training.warmup_share, training.cooldown_share
     for done, batch in enumerate(batches.read(resumed_at, training.steps, device), resumed_at + 1):
         torch.manual_seed(step_seed(seed, done))
+        signal.progress = (done - 1) / training.steps
         rate = training.learning_rate * learning_rate_share(done - 1, training.steps, *shape)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -86,6 +86,7 @@ def train(
             }
             save_checkpoint(checkpoints, done, state)
         progress.report(done, training.steps, "step", loss=metrics[-1]["loss"])
+    signal.progress = 1.0
     return metrics, resumed_at
 
 

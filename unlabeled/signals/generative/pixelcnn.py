@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unlabeled.errors import InputError
 from unlabeled.nets.encoder import Encoder
+from unlabeled.nets.likelihood import discretized_logistic
 from unlabeled.nets.pixel_cnn import GatedPixelCNN, RowConv
 from unlabeled.signals.signal import Signal
 
@@ -26,29 +26,18 @@ def softmax_log_probability(logits: Tensor, values: Tensor) -> Tensor:
 def mixture_log_probability(parameters: Tensor, values: Tensor, levels: int) -> Tensor:
     """Return log p(value) under a mixture of logistics cut into levels (Salimans et al. 2017).
 
-    Levels are spread over -1 to 1; the first and the last take what lies beyond. The probabilities of all
-    levels sum to 1 exactly, as the differences of one distribution function.
-
     Args:
-        parameters: (..., 3K), of K components the logits of their shares, means, and log scales (at least -7).
+        parameters: (..., 3K), of K components the logits of their shares, means, and log scales (at least -7);
+            the levels lie in [0, 1].
         values: int64 (...), 0 to levels - 1.
 
     Returns:
-        float (...), natural logarithms.
+        float (...), natural logarithms; the probabilities of all levels sum to 1.
     """
     shares, means, log_scales = parameters.float().chunk(3, -1)
-    log_scales = log_scales.clamp(min=-7)
-    inverse = torch.exp(-log_scales)
-    bin_width = 2 / (levels - 1)
-    centred = values.unsqueeze(-1) * bin_width - 1 - means
-    upper, lower = (centred + bin_width / 2) * inverse, (centred - bin_width / 2) * inverse
-    # σ(u) - σ(l) = σ(u) σ(-l) (1 - exp(l - u)), of which no factor is lost in rounding; at the ends σ(u) or
-    # σ(-l) alone.
-    first, last = values.unsqueeze(-1) == 0, values.unsqueeze(-1) == levels - 1
-    inside = torch.log(-torch.expm1(-bin_width * inverse)).masked_fill(first | last, 0)
-    below = F.logsigmoid(upper).masked_fill(last, 0)
-    above = F.logsigmoid(-lower).masked_fill(first, 0)
-    return torch.logsumexp(shares.log_softmax(-1) + below + above + inside, -1)
+    positions = (values / (levels - 1)).unsqueeze(-1)
+    each = discretized_logistic(positions, means, log_scales.clamp(min=-7), levels)
+    return torch.logsumexp(shares.log_softmax(-1) + each, -1)
 
 
 class PixelCNN(Signal):
@@ -83,8 +72,8 @@ class PixelCNN(Signal):
         start = torch.zeros(levels)
         if components:
             # A flat start: components side by side, as wide as the way from one to the next.
-            means = (2 * torch.arange(components) + 1) / components - 1
-            scales = torch.full((components,), -math.log(components))
+            means = (torch.arange(components) + 0.5) / components
+            scales = torch.full((components,), -math.log(2 * components))
             start = torch.cat((torch.zeros(components), means, scales))
         self.head = RowConv(encoder.map_channels, len(start) * self.colours, 0, self.colours)
         nn.init.zeros_(self.head.weight)

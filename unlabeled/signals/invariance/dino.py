@@ -25,7 +25,7 @@ BLUR = 1.0, 0.1, 0.5
 JITTER = 0.8
 
 
-def teacher_probabilities(outputs: Tensor, center: Tensor, temperature: Tensor | float) -> Tensor:
+def teacher_probabilities(outputs: Tensor, center: Tensor, temperature: float) -> Tensor:
     """Return the teacher's targets (…, K): centred against one winner, sharpened against uniformity."""
     return ((outputs.float() - center) / temperature).softmax(-1)
 
@@ -49,14 +49,14 @@ def moved_center(center: Tensor, outputs: Tensor, momentum: float) -> Tensor:
     return center * momentum + mean * (1 - momentum)
 
 
-def teacher_momentum(progress: Tensor, start: float) -> Tensor:
+def teacher_momentum(progress: float, start: float) -> float:
     """Return the teacher's momentum at a share of the run: from `start` to 1 on a cosine."""
-    return 1 - (1 - start) * (1 + torch.cos(math.pi * progress)) / 2
+    return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def teacher_temperature(progress: Tensor, start: float, end: float, warmup: float) -> Tensor:
+def teacher_temperature(progress: float, start: float, end: float, warmup: float) -> float:
     """Return the teacher's temperature at a share of the run: linear over the first `warmup` of it."""
-    return start + (end - start) * (progress / warmup).clamp(max=1)
+    return start + (end - start) * min(1, progress / warmup)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -86,7 +86,6 @@ class DINO(Signal):
     }
 
     center: Tensor
-    step: Tensor
 
     def __init__(
         self,
@@ -138,7 +137,6 @@ class DINO(Signal):
         for teacher in (self.encoder, self.teacher_head):
             teacher.requires_grad_(False)
         self.register_buffer("center", torch.zeros(prototypes))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.student_temperature = student_temperature
         self.temperatures = teacher_temperature_start, teacher_temperature_end, temperature_warmup
         self.momentum, self.center_momentum, self.frozen = momentum, center_momentum, frozen
@@ -147,11 +145,6 @@ class DINO(Signal):
         self.flip, self.grayscale, self.solarize = flip, grayscale, solarize
         self.color = (brightness, contrast, saturation, hue)
         self.blur_sigma = blur_sigma
-
-    @property
-    def progress(self) -> Tensor:
-        """The share of the run that is done."""
-        return (self.step / self.total_steps).clamp(max=1)
 
     def view(
         self, images: Tensor, area: tuple[float, float], size: int, blur: float, solarize: float = 0.0
@@ -202,7 +195,6 @@ class DINO(Signal):
         student: list[Tensor] = [*self.student.parameters(), *self.head.parameters()]
         torch._foreach_mul_(teacher, momentum)
         torch._foreach_add_(teacher, list(torch._foreach_mul(student, 1 - momentum)))
-        self.step += 1
 
     def objective(self, images: Tensor) -> dict[str, Tensor]:
         """Return what tells learning from collapse, in nats, and how often two crops of an image agree.

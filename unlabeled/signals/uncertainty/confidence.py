@@ -80,7 +80,6 @@ class Confidence(Signal):
     equation = "f(x) = own error"
     paper = "Kendall & Gal 2017, What Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?"
     picture_rows = ("image", "corrupted", "restored", "expected error", "true error")
-    step: Tensor
 
     def __init__(
         self,
@@ -114,7 +113,6 @@ class Confidence(Signal):
         # The first values are the mean of all pixels: their errors have the deviation of all pixels.
         scale_bias = self.decoder.out.get_parameter("bias").view(2, -1)[1]
         nn.init.constant_(scale_bias, math.log(float(encoder.std)))
-        self.register_buffer("step", torch.tensor(0))
         self.task, self.hole = task, hole
         self.corruption: Corruption = corruption
         self.strength = strength
@@ -142,16 +140,15 @@ class Confidence(Signal):
         values, log_scales = self.restore(corrupted)
         errors = originals - values
         loss = LOSSES[self.likelihood]
-        apart = loss(errors, torch.zeros_like(errors)) + loss(errors.detach(), log_scales)
-        warm = self.step >= self.warm_up * self.total_steps
-        total = mean_of(torch.where(warm, loss(errors, log_scales), apart), asked)
+        if self.progress < self.warm_up:
+            likelihood = loss(errors, torch.zeros_like(errors)) + loss(errors.detach(), log_scales)
+        else:
+            likelihood = loss(errors, log_scales)
+        total = mean_of(likelihood, asked)
         return total, {
             "error": mean_of(errors.detach().abs(), asked),
             "scale": mean_of(log_scales.detach().exp(), asked),
         }
-
-    def after_step(self) -> None:
-        self.step += 1
 
     def expected_errors(self, log_scales: Tensor) -> Tensor:
         """Return the mean |e| of the predicted distributions."""
