@@ -2,6 +2,8 @@
 
     python benchmarks/quality.py [--methods simclr] [--minutes 6 | --steps N] [--seeds 1] [--json]
 
+A row is printed as soon as it is found: each method's first seed comes before any second one.
+
 A run is a fixed number of steps. `--minutes` makes it as many as fit into that much CPU time, by the speed
 of twenty steps before; the CPU time that they took in the end is measured and printed. Bars for SimCLR
 after 6 core-minutes: linear probe at least 0.885, kNN on standardised features at least 0.875. Bars after 4:
@@ -10,8 +12,10 @@ linear probe at least 0.86 for simclr, instdisc, dino, cpc, rotation, denoising 
 
 import argparse
 import json
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,45 +33,54 @@ from unlabeled.workspace import cache_folder
 SCORES = ("knn", "knn_standardised", "linear")
 
 
-def train(table: Path, model: Path, method: str, steps: int, seed: int) -> float:
-    """Pretrain; return the CPU seconds that it took."""
+def train(table: Path, model: Path, method: str, steps: int, seed: int) -> dict[str, Any]:
+    """Pretrain; return the result of the step, and the CPU seconds that it took."""
     training = Training(steps=steps, threads=1, checkpoint_every=steps)
     with tempfile.TemporaryDirectory() as checkpoints:
         started = time.process_time()
-        pretrain(table, model, {"name": method}, Encoder(), training, seed, Path(checkpoints))
-        return time.process_time() - started
+        result = pretrain(table, model, {"name": method}, Encoder(), training, seed, Path(checkpoints))
+        return {**result, "cpu": time.process_time() - started}
 
 
-def measure(room: Path, methods: list[str], minutes: float, steps: int, seeds: int) -> list[dict[str, Any]]:
-    """Return a row for each baseline, and one for each method and seed."""
+def steps_within(room: Path, table: Path, method: str, minutes: float) -> int:
+    """Return how many steps fit into so much CPU time, by the speed of twenty."""
+    seconds = [train(table, room / f"speed-{steps}", method, steps, 0)["cpu"] for steps in (2, 22)]
+    return int(60 * minutes / ((seconds[1] - seconds[0]) / 20))
+
+
+def measure(
+    room: Path, methods: list[str], minutes: float, steps: int, seeds: range
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each baseline, then one for each seed and method."""
     table = room / "table"
     digest = data_digest(FASHION_MNIST, cache_folder())
     ingest(FASHION_MNIST, digest, table, room / "raw", Ingest())
     nets = list(dict.fromkeys(encoder_section({"name": method}, Encoder()) for method in methods))
     evaluate_baselines(table, room / "baselines", Evaluation(), 0, nets)
-    rows = read_json(room / "baselines" / "baselines.json")["rows"]
-    for method in methods:
-        rows += measure_method(room / method, table, method, minutes, steps, seeds)
-    return rows
+    yield from read_json(room / "baselines" / "baselines.json")["rows"]
+    length = {method: steps or steps_within(room / method, table, method, minutes) for method in methods}
+    for seed in seeds:
+        for method in methods:
+            here = room / method / str(seed)
+            result = train(table, here / "model", method, length[method], seed)
+            evaluate(here / "model", table, here / "evaluation", Evaluation(), seed)
+            scores = read_json(here / "evaluation" / "evaluation.json")
+            yield {
+                "method": method,
+                "seed": seed,
+                "steps": length[method],
+                "core_minutes": round(result["cpu"] / 60, 2),
+                **{score: scores[score] for score in SCORES},
+                "objective": result["objective"],
+            }
 
 
-def measure_method(
-    room: Path, table: Path, method: str, minutes: float, steps: int, seeds: int
-) -> list[dict[str, Any]]:
-    """Return a row for each seed."""
-    if not steps:
-        speed = (
-            train(table, room / "speed", method, 22, 0) - train(table, room / "start", method, 2, 0)
-        ) / 20
-        steps = int(60 * minutes / speed)
-    rows = []
-    for seed in range(seeds):
-        cpu = train(table, room / f"model-{seed}", method, steps, seed)
-        evaluate(room / f"model-{seed}", table, room / f"evaluation-{seed}", Evaluation(), seed)
-        scores = read_json(room / f"evaluation-{seed}" / "evaluation.json")
-        found = {"core_minutes": round(cpu / 60, 2), **{score: scores[score] for score in SCORES}}
-        rows.append({"method": method, "seed": seed, "steps": steps, **found})
-    return rows
+def printed(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    cells = [str(row.get(key, "")) for key in ("seed", "steps", "core_minutes")]
+    cells += [f"{row[score]:.4f}" for score in SCORES]
+    objective = "  ".join(f"{name} {value:.4g}" for name, value in row.get("objective", {}).items())
+    return f"{row['method']:20}{cells[0]:>5}{cells[1]:>7}{''.join(f'{cell:>9}' for cell in cells[2:])}  {objective}"
 
 
 def main() -> None:
@@ -79,21 +92,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="core-minutes of pretraining, about")
     parser.add_argument("--steps", type=int, default=0, help="instead: exactly so many steps")
     parser.add_argument("--seeds", type=int, default=1, help="runs")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    out = sys.stderr if given.json else sys.stdout
+    print(f"{'':20} seed  steps  minutes      kNN kNN std.   linear  objective", file=out)
+    rows = []
     with tempfile.TemporaryDirectory() as room:
-        rows = measure(
-            Path(room), arguments.methods.split(","), arguments.minutes, arguments.steps, arguments.seeds
-        )
-    if arguments.json:
+        for row in measure(Path(room), given.methods.split(","), given.minutes, given.steps, seeds):
+            rows.append(row)
+            print(printed(row), file=out, flush=True)
+    if given.json:
         print(json.dumps({"rows": rows}, indent=2))
-        return
-    print(f"{'':20}{'seed':>6}{'steps':>8}{'core-minutes':>14}{'kNN':>8}{'kNN std.':>10}{'linear':>8}")
-    for row in rows:
-        scores = [f"{row[score]:.4f}" if row.get(score) is not None else "" for score in SCORES]
-        print(f"{row['method']:20}{row.get('seed', ''):>6}{row.get('steps', ''):>8}", end="")
-        print(f"{row.get('core_minutes', ''):>14}{scores[0]:>8}{scores[1]:>10}{scores[2]:>8}")
 
 
 if __name__ == "__main__":
