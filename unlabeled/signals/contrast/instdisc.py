@@ -48,7 +48,7 @@ class InstDisc(Signal):
         temperature: Temperature = 0.07,
         hidden_dim: HiddenDim = 512,
         projection_dim: ProjectionDim = 128,
-        negatives: Negatives = 4096,
+        negatives: Negatives = 2048,
         momentum: Momentum = 0.5,
         crop: Crop = 0.4,
         jitter: Jitter = 0.5,
