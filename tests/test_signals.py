@@ -16,6 +16,7 @@ from unlabeled.signals import all_signals, find_signal, method_settings
 from unlabeled.signals.bottleneck.autoencoder import Autoencoder, sparsity_divergence
 from unlabeled.signals.contrast.simclr import SimCLR, nt_xent
 from unlabeled.signals.signal import Signal
+from unlabeled.training.precision import bfloat16_nets
 
 METHODS = tuple(all_signals())
 SHAPES = [(1, 8, 8), (3, 8, 8), (1, 28, 28), (3, 33, 33), (1, 96, 96)]
@@ -85,10 +86,10 @@ def test_the_smallest_batch_trains(method: str) -> None:
     assert loss.isfinite()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_a_resnet18(method: str) -> None:
-    if "name" in find_signal(method).encoder_defaults:
-        return  # a method with a net of its own
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if "name" not in find_signal(method).encoder_defaults]
+)
+def test_every_method_without_a_net_of_its_own_trains_a_resnet18(method: str) -> None:
     signal = signal_for(method, (3, 32, 32), "resnet18")
     loss, _ = run(signal, images_of((3, 32, 32), 4))
     loss.backward()
@@ -104,6 +105,31 @@ def test_same_seed_same_loss(method: str) -> None:
         return run(copy.deepcopy(signal), images_of(signal.encoder.image_shape))[0]
 
     assert torch.equal(loss_of(0), loss_of(0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_bfloat16_the_nets_round_and_nothing_else(method: str) -> None:
+    signal, images = signal_for(method, (3, 16, 16)), images_of((3, 16, 16))
+
+    def loss_of(signal: Signal) -> Tensor:
+        torch.manual_seed(0)
+        return run(signal, images)[0]
+
+    exact, rounded = copy.deepcopy(signal), copy.deepcopy(signal)
+    with bfloat16_nets(rounded, torch.device("cpu")):
+        features = rounded.eval().encoder(images / 255)
+        loss = loss_of(rounded.train())
+        loss.backward()
+    expected = exact.eval().encoder(images / 255)
+    assert features.dtype == loss.dtype == torch.float32
+    assert (features - expected).norm() < 0.05 * expected.norm() and not torch.equal(features, expected)
+    assert loss.item() == pytest.approx(loss_of(exact.train()).item(), rel=0.05, abs=0.02)
+    gradients = [parameter.grad for parameter in rounded.parameters() if parameter.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+    after = copy.deepcopy(signal)
+    with bfloat16_nets(after, torch.device("cpu")):
+        pass
+    assert torch.equal(loss_of(after), loss_of(copy.deepcopy(signal))), "the nets are as they were"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -65,7 +65,7 @@ class Training(Section):
     schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="linear: constant, then linear cool-down")
     cooldown_share: float = Field(0.3, ge=0, le=1, description="share of the steps of the linear cool-down")
     gradient_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast on GPU")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of what the nets compute; auto: bfloat16 where the processor has instructions for it")
     channels_last: bool = Field(True, description="memory format of images and weights")
     compile: Literal["auto", "yes", "no"] = Field("auto", description="torch.compile; auto: when the run is long enough to pay for it")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")

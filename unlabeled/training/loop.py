@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from unlabeled.signals.signal import Signal
 from unlabeled.training.batches import Batches
 from unlabeled.training.checkpoints import load_checkpoint, save_checkpoint
 from unlabeled.training.optimizers import build_optimizer
+from unlabeled.training.precision import bfloat16_nets
 from unlabeled.training.schedule import learning_rate_share
 
 
@@ -56,36 +58,35 @@ def train(
         for net in signal.children():
             net.compile()
     model = parallel(signal, device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
     shape = training.schedule, training.warmup_share, training.cooldown_share
-    for done, batch in enumerate(batches.read(resumed_at, training.steps, device), resumed_at + 1):
-        torch.manual_seed(step_seed(seed, done))
-        signal.progress = (done - 1) / training.steps
-        rate = training.learning_rate * learning_rate_share(done - 1, training.steps, *shape)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        with autocast:
+    with bfloat16_nets(signal, device) if training.precision == "bfloat16" else nullcontext():
+        for done, batch in enumerate(batches.read(resumed_at, training.steps, device), resumed_at + 1):
+            torch.manual_seed(step_seed(seed, done))
+            signal.progress = (done - 1) / training.steps
+            rate = training.learning_rate * learning_rate_share(done - 1, training.steps, *shape)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
             loss, values = model(*batch)
-        loss.backward()
-        if training.gradient_clip:
-            nn.utils.clip_grad_norm_(signal.parameters(), training.gradient_clip)
-        optimizer.step()
-        signal.after_step()
-        save = done % training.checkpoint_every == 0 or done == training.steps
-        if save or done == 1 or done % training.log_every == 0:
-            line = {"step": done, "learning_rate": rate, **mean_over_ranks({"loss": loss, **values})}
-            check_finite(line, metrics)
-            metrics.append(line)
-        if save and rank() == 0:
-            state = {
-                "signal": signal.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "metrics": metrics,
-                "step": done,
-            }
-            save_checkpoint(checkpoints, done, state)
-        progress.report(done, training.steps, "step", loss=metrics[-1]["loss"])
+            loss.backward()
+            if training.gradient_clip:
+                nn.utils.clip_grad_norm_(signal.parameters(), training.gradient_clip)
+            optimizer.step()
+            signal.after_step()
+            save = done % training.checkpoint_every == 0 or done == training.steps
+            if save or done == 1 or done % training.log_every == 0:
+                line = {"step": done, "learning_rate": rate, **mean_over_ranks({"loss": loss, **values})}
+                check_finite(line, metrics)
+                metrics.append(line)
+            if save and rank() == 0:
+                state = {
+                    "signal": signal.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "metrics": metrics,
+                    "step": done,
+                }
+                save_checkpoint(checkpoints, done, state)
+            progress.report(done, training.steps, "step", loss=metrics[-1]["loss"])
     signal.progress = 1.0
     return metrics, resumed_at
 

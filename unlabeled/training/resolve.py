@@ -14,6 +14,7 @@ from unlabeled.errors import InputError
 from unlabeled.parameters import Training
 from unlabeled.signals.signal import Signal
 from unlabeled.training.batches import Batches
+from unlabeled.training.precision import computes_in_bfloat16
 
 # Compiling takes up to a minute, and saves little per step of a small net on a CPU.
 COMPILE_PAYS_AFTER = {"cpu": 5000, "cuda": 500}
@@ -43,12 +44,15 @@ def resolve_training(
     compiled = training.compile
     if compiled == "auto":
         compiled = "yes" if steps >= COMPILE_PAYS_AFTER[device.type] and compiler_found() else "no"
+    precision = training.precision
+    if precision == "auto":
+        precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
     return training.model_copy(
         update={
             "steps": steps,
             "epochs": round(steps / batches.per_epoch, 3),
             "batch_size": batches.batch_size,
-            "precision": training.precision if device.type == "cuda" else "float32",
+            "precision": precision,
             "compile": compiled,
             "threads": training.threads or len(os.sched_getaffinity(0)),
         }

@@ -53,7 +53,7 @@ class PIRL(InstDisc):
         temperature: instdisc.Temperature = 0.07,
         hidden_dim: instdisc.HiddenDim = 512,
         projection_dim: instdisc.ProjectionDim = 128,
-        negatives: instdisc.Negatives = 4096,
+        negatives: instdisc.Negatives = 2048,
         momentum: instdisc.Momentum = 0.5,
         crop: instdisc.Crop = 0.4,
         jitter: instdisc.Jitter = 0.5,
@@ -92,10 +92,5 @@ class PIRL(InstDisc):
 
     def picture(self, images: Tensor) -> Tensor:
         shown = images[:8]
-
-        def laid_out(tiles: Tensor) -> Tensor:
-            rows = tiles.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 4, 2, 5)
-            return F.interpolate(rows.flatten(4, 5).flatten(2, 3), tuple(images.shape[-2:]), mode="area")
-
-        jigsaws = [laid_out(self.jigsaw(shown)) for _ in range(2)]
+        jigsaws = [views.lay_patches(self.jigsaw(shown), images.shape[2]) for _ in range(2)]
         return torch.cat((torch.stack([views.to_float(shown), *jigsaws]), self.near(images)))

@@ -1,0 +1,47 @@
+"""bfloat16 where the nets compute, float32 where views are made and losses taken."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bfloat16 by instructions of its own; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # PyTorch before 2.10 does not tell.
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+@contextmanager
+def bfloat16_nets(nets: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let the children of a module compute in bfloat16 until the context ends; they still return float32.
+
+    Their weights stay float32, and so does all that is done between two nets: views, and losses, in which a
+    rounding of 1/256 would be a large part of what is learned from.
+    """
+
+    def in_bfloat16(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            with torch.autocast(device.type, torch.bfloat16):
+                result = method(*arguments, **keywords)
+            return result.float() if torch.is_tensor(result) else result
+
+        return run
+
+    entries = [
+        (net, name) for net in nets.children() for name in ("forward", "feature_map") if hasattr(net, name)
+    ]
+    for net, name in entries:
+        setattr(net, name, in_bfloat16(getattr(net, name)))
+    try:
+        yield
+    finally:
+        for net, name in entries:
+            delattr(net, name)
