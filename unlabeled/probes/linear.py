@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from unlabeled import progress
 from unlabeled.probes.features import Standardisation
@@ -105,6 +106,7 @@ def choose_regularisation(
 
 
 def _fit(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> None:
-    with warnings.catch_warnings():
+    # On these narrow matrices threads of BLAS gain little, and where others use the cores they spin: 5 x slower.
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` is a budget
         model.fit(x, y)
