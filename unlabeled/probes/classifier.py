@@ -14,6 +14,7 @@ from unlabeled.parameters import Finetuning, Training
 from unlabeled.probes.features import extract, load_images
 from unlabeled.probes.linear import LinearProbe
 from unlabeled.training.optimizers import build_optimizer
+from unlabeled.training.precision import bfloat16_nets, computes_in_bfloat16
 from unlabeled.training.schedule import learning_rate_share
 from unlabeled.views import random_crop
 
@@ -63,8 +64,8 @@ def train_classifier(
 ) -> Iterator[tuple[float, float]]:
     """Train all weights in place, one optimizer step per item; yield its loss and learning rate.
 
-    AdamW, cosine schedule after a short warm-up. Crops are never mirrored: that changes what a digit or a
-    letter is. The order of the images and the crops follow from `seed`.
+    AdamW, cosine schedule after a short warm-up; the nets compute in bfloat16 where the processor does. Crops are
+    never mirrored: that changes what a digit or a letter is. The order of the images and the crops follow from `seed`.
 
     Args:
         indices, targets: table positions (N,) and their classes (N,). Every epoch shows each image once; a
@@ -76,24 +77,26 @@ def train_classifier(
         classifier, Training(learning_rate=parameters.learning_rate, weight_decay=parameters.weight_decay)
     )
     classifier.to(memory_format=torch.channels_last).train()
-    for step, batch in enumerate(_batches(len(indices), parameters.batch_size, parameters.steps, seed)):
-        rate = parameters.learning_rate * learning_rate_share(
-            step, parameters.steps, "cosine", WARMUP_SHARE, 0
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images = load_images(table, indices[batch], device)
-        if parameters.crop_area < 1:
-            images = random_crop(images, area=(parameters.crop_area, 1.0), flip=0.0, generator=generator)
-        loss = F.cross_entropy(classifier(images), torch.from_numpy(targets[batch]).to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield loss.item(), rate
+    with bfloat16_nets(classifier, device, computes_in_bfloat16(device)):
+        for step, batch in enumerate(batches(len(indices), parameters.batch_size, parameters.steps, seed)):
+            rate = parameters.learning_rate * learning_rate_share(
+                step, parameters.steps, "cosine", WARMUP_SHARE, 0
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            images = load_images(table, indices[batch], device)
+            if parameters.crop_area < 1:
+                images = random_crop(images, area=(parameters.crop_area, 1.0), flip=0.0, generator=generator)
+            loss = F.cross_entropy(classifier(images), torch.from_numpy(targets[batch]).to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield loss.item(), rate
     classifier.eval()
 
 
-def _batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+def batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield `steps` batches of positions below `count`, int64: every epoch has each once, in an order of its own."""
     generator, order = np.random.default_rng(seed), np.empty(0, np.int64)
     for _ in range(steps):
         while len(order) < batch_size:

@@ -1,7 +1,6 @@
 """The one training loop."""
 
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def train(
             net.compile()
     model = parallel(signal, device)
     shape = training.schedule, training.warmup_share, training.cooldown_share
-    with bfloat16_nets(signal, device) if training.precision == "bfloat16" else nullcontext():
+    with bfloat16_nets(signal, device, training.precision == "bfloat16"):
         for done, batch in enumerate(batches.read(resumed_at, training.steps, device), resumed_at + 1):
             torch.manual_seed(step_seed(seed, done))
             signal.progress = (done - 1) / training.steps

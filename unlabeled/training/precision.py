@@ -19,7 +19,7 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 
 @contextmanager
-def bfloat16_nets(nets: nn.Module, device: torch.device) -> Iterator[None]:
+def bfloat16_nets(nets: nn.Module, device: torch.device, enabled: bool = True) -> Iterator[None]:
     """Let the children of a module compute in bfloat16 until the context ends; they still return float32.
 
     Their weights stay float32, and so does all that is done between two nets: views, and losses, in which a
@@ -36,7 +36,10 @@ def bfloat16_nets(nets: nn.Module, device: torch.device) -> Iterator[None]:
         return run
 
     entries = [
-        (net, name) for net in nets.children() for name in ("forward", "feature_map") if hasattr(net, name)
+        (net, name)
+        for net in nets.children()
+        for name in ("forward", "feature_map")
+        if enabled and hasattr(net, name)
     ]
     for net, name in entries:
         setattr(net, name, in_bfloat16(getattr(net, name)))
