@@ -1,85 +1,28 @@
-"""The Helm chart renders valid and safe objects for the values that matter, and refuses wrong ones."""
+"""The Helm chart renders valid objects for the values that matter, and they say what they should."""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import helm_python as helm
 import kubernetes_validate
 import pytest
-import yaml
+from chart_rendering import CHART, CUSTOM, URLS, VALUES, container, pod_specs, render, serving_pod
 from lineage_bundle import record_run
 
 from unlabeled.digest import tree_digest
 from unlabeled.lineage.registry import Registry
-
-CHART = Path(__file__).parents[1] / "charts" / "unlabeled"
-URLS = {"git": "https://git.example.com/runs.git", "remote": "s3://runs/store", "secret": "registry"}
-VALUES: dict[str, dict[str, Any]] = {
-    "run on a claim": {"serving": {"run": "digits-1"}, "registry": {"claim": "registry"}},
-    "run from URLs": {
-        "serving": {"run": "digits-1"},
-        "registry": URLS,
-        "networkPolicy": {"egress": [{"ports": [{"port": 443, "protocol": "TCP"}]}]},
-    },
-    "model claim": {"serving": {"claim": "models", "arguments": ["--log-verbose=1"]}},
-    "GPU": {
-        "serving": {
-            "run": "digits-1",
-            "gpus": 1,
-            "nodeSelector": {"pool": "gpu"},
-            "tolerations": [{"key": "dedicated", "operator": "Exists"}],
-            "affinity": {"podAntiAffinity": {}},
-            "podAnnotations": {"team": "vision"},
-            "image": {"digest": "sha256:" + "a" * 64},
-        },
-        "service": {"type": "LoadBalancer", "annotations": {"internal": "true"}},
-        "imagePullSecrets": ["pull"],
-        "serviceAccount": {"annotations": {"role": "reader"}},
-    },
-    "autoscaling": {
-        "serving": {"run": "digits-1"},
-        "autoscaling": {"enabled": True},
-        "networkPolicy": {
-            "clients": [{"namespaceSelector": {"matchLabels": {"team": "apps"}}}],
-            "monitoring": [{"namespaceSelector": {"matchLabels": {"team": "metrics"}}}],
-        },
-    },
-    "schedule": {
-        "serving": {"enabled": False},
-        "registry": URLS,
-        "schedule": {"enabled": True, "methods": ["simclr", "autoencoder"], "dataDigest": "0" * 32 + ".dir"},
-    },
-    "bare": {
-        "serving": {"run": "digits-1"},
-        "podDisruptionBudget": {"enabled": False},
-        "networkPolicy": {"enabled": False},
-    },
-}
 
 
 @pytest.fixture(scope="module")
 def chart() -> Iterator[helm.Chart]:
     with helm.Chart.load(CHART) as loaded:
         yield loaded
-
-
-def render(chart: helm.Chart, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the rendered objects by their kind."""
-    chart.validate_schema(chart.merge_values(values))
-    rendered = chart.render(values, name="fashion", namespace="ml")
-    texts = [text for name, text in rendered.items() if name.endswith(".yaml")]
-    objects = [found for text in texts for found in yaml.safe_load_all(text) if found]
-    assert len({found["kind"] for found in objects}) == len(objects)
-    return {found["kind"]: found for found in objects}
-
-
-def pods(objects: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [objects[kind]["spec"]["template"]["spec"] for kind in ("Deployment", "Job") if kind in objects]
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
@@ -93,83 +36,122 @@ def test_defaults_lint() -> None:
     assert helm.lint(CHART, strict=True)["errors"] == []
 
 
-@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-@pytest.mark.parametrize("version", ["1.28", "1.30", "1.37"])
-def test_objects_are_valid(chart: helm.Chart, values: dict[str, Any], version: str) -> None:
-    for found in render(chart, values).values():
-        kubernetes_validate.validate(found, version, strict=True)
+@cache
+def validate_text(text: str, version: str) -> None:
+    kubernetes_validate.validate(json.loads(text), version, strict=True)
 
 
-@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_pods_are_confined(chart: helm.Chart, values: dict[str, Any]) -> None:
-    objects = render(chart, values)
-    assert pods(objects)
-    for pod in pods(objects):
-        security = pod["securityContext"]
-        assert security["runAsNonRoot"] is True and security["runAsUser"] > 0
-        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert pod["automountServiceAccountToken"] is False
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-        assert all("hostPath" not in volume for volume in pod["volumes"])
-        for container in [*pod.get("initContainers", []), *pod["containers"]]:
-            assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
+def validate(found: dict[str, Any], version: str) -> None:
+    """Validate an object strictly: no unknown key, no wrong type. Of a custom one, the Job within."""
+    if found["kind"] not in CUSTOM:
+        validate_text(json.dumps(found, sort_keys=True), version)
+    elif found["kind"].endswith("TrainingRuntime"):
+        for job in found["spec"]["template"]["spec"]["replicatedJobs"]:
+            within = {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {},
+                "spec": job["template"]["spec"],
             }
-            assert container["resources"]["requests"] and container["resources"]["limits"]
-            assert ":latest" not in container["image"]
-            assert ":" in container["image"].rsplit("/", 1)[-1] or "@sha256:" in container["image"]
-            mounts = {mount["name"] for mount in container["volumeMounts"]}
-            assert mounts <= {volume["name"] for volume in pod["volumes"]}
-            assert "tmp" in mounts
+            validate_text(json.dumps(within, sort_keys=True), version)
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_objects_are_valid(chart: helm.Chart, values: dict[str, Any]) -> None:
+    for found in render(chart, values).values():
+        validate(found, "1.30")
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+def test_objects_are_valid_on_older_and_newer_clusters(chart: helm.Chart, version: str) -> None:
+    for found in render(chart, VALUES["everything"]).values():
+        validate(found, version)
+
+
+def test_every_template_is_rendered_by_some_values(chart: helm.Chart) -> None:
+    rendered = {
+        name
+        for values in VALUES.values()
+        for name, text in chart.render(values, name="fashion", namespace="ml").items()
+        if text.strip()
+    }
+    templates = {f"unlabeled/templates/{path.name}" for path in (CHART / "templates").iterdir()}
+    assert rendered == {name for name in templates if not name.endswith(".tpl")}
+
+
+def test_long_release_names_are_cut(chart: helm.Chart) -> None:
+    for found in render(chart, VALUES["everything"], name="a" * 53).values():
+        # The names of roles may be longer.
+        assert len(found["metadata"]["name"]) <= (253 if "Role" in found["kind"] else 63)
+        validate(found, "1.30")
+
+
+PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 
 
 def test_triton_is_probed_drained_and_reached(chart: helm.Chart) -> None:
-    objects = render(chart, {"serving": {"run": "digits-1", "drainSeconds": 7, "exitTimeoutSeconds": 50}})
-    pod = objects["Deployment"]["spec"]["template"]["spec"]
+    serving = {"run": "digits-1", "drainSeconds": 30, "exitTimeoutSeconds": 50}
+    objects = render(chart, {**VALUES["run on a claim"], "serving": serving})
+    pod = serving_pod(objects)
     [triton] = pod["containers"]
-    assert {port["name"]: port["containerPort"] for port in triton["ports"]} == {
-        "http": 8000,
-        "grpc": 8001,
-        "metrics": 8002,
-    }
-    assert {port["name"]: port["port"] for port in objects["Service"]["spec"]["ports"]} == {
-        "http": 8000,
-        "grpc": 8001,
-        "metrics": 8002,
-    }
+    assert {port["name"]: port["containerPort"] for port in triton["ports"]} == PORTS
+    service = objects["Service", ""]["spec"]["ports"]
+    assert {port["name"]: port["port"] for port in service} == PORTS
+    assert all(port["targetPort"] == port["name"] for port in service)
     assert triton["livenessProbe"]["httpGet"] == {"path": "/v2/health/live", "port": "http"}
     assert triton["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": "http"}
     startup = triton["startupProbe"]
     assert startup["httpGet"]["path"] == "/v2/health/ready"
-    assert startup["periodSeconds"] * startup["failureThreshold"] == 300
-    assert triton["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "7"]
+    assert (startup["periodSeconds"], startup["failureThreshold"]) == (10, 30)
+    assert triton["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "30"]
     assert "--exit-timeout-secs=50" in triton["args"]
-    assert pod["terminationGracePeriodSeconds"] > 7 + 50
+    assert pod["terminationGracePeriodSeconds"] > 30 + 50
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
     assert {"name": "shm", "mountPath": "/dev/shm"} in triton["volumeMounts"]
 
 
 def test_everything_selects_the_pods_and_only_them(chart: helm.Chart) -> None:
-    objects = render(chart, VALUES["autoscaling"])
-    deployment = objects["Deployment"]
+    objects = render(chart, VALUES["everything"])
+    deployment = objects["Deployment", ""]
     selector = deployment["spec"]["selector"]["matchLabels"]
-    assert selector.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
-    assert objects["Service"]["spec"]["selector"] == selector
-    assert objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == selector
-    assert objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == selector
-    assert (
-        objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    )
+    template = deployment["spec"]["template"]
+    assert selector.items() <= template["metadata"]["labels"].items()
+    [spread] = template["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["labelSelector"]["matchLabels"] == selector
+    assert objects["Service", ""]["spec"]["selector"] == selector
+    assert objects["PodDisruptionBudget", ""]["spec"]["selector"]["matchLabels"] == selector
+    assert objects["NetworkPolicy", ""]["spec"]["podSelector"]["matchLabels"] == selector
+    monitored = objects["ServiceMonitor", ""]["spec"]["selector"]["matchLabels"]
+    assert monitored.items() <= objects["Service", ""]["metadata"]["labels"].items()
+    job = objects["Job", "-schedule"]["spec"]["template"]["metadata"]["labels"]
+    [node] = objects["ClusterTrainingRuntime", ""]["spec"]["template"]["spec"]["replicatedJobs"]
+    training = node["template"]["spec"]["template"]["metadata"]["labels"]
+    assert not selector.items() <= job.items() and not selector.items() <= training.items()
+    scheduled = objects["NetworkPolicy", "-schedule"]["spec"]["podSelector"]["matchLabels"]
+    assert scheduled.items() <= job.items()
+
+
+def test_autoscaler_looks_at_the_time_in_the_queue(chart: helm.Chart) -> None:
+    objects = render(chart, VALUES["autoscaling"])
+    spec = objects["HorizontalPodAutoscaler", ""]["spec"]
+    deployment = objects["Deployment", ""]
     assert "replicas" not in deployment["spec"]
-    scheduled = render(chart, {**VALUES["schedule"], "serving": {"run": "digits-1"}})["Job"]
-    assert not selector.items() <= scheduled["spec"]["template"]["metadata"]["labels"].items()
+    assert spec["scaleTargetRef"] == {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "name": deployment["metadata"]["name"],
+    }
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 8)
+    target = {"type": "AverageValue", "averageValue": "5000"}
+    assert spec["metrics"] == [
+        {"type": "Pods", "pods": {"metric": {"name": "avg_time_queue_us"}, "target": target}}
+    ]
 
 
 def test_a_run_is_fetched_and_proven_before_triton_starts(chart: helm.Chart) -> None:
-    pod = render(chart, VALUES["run from URLs"])["Deployment"]["spec"]["template"]["spec"]
+    pod = serving_pod(render(chart, VALUES["run from URLs"]))
     [fetch] = pod["initContainers"]
     assert {entry["name"]: entry["value"] for entry in fetch["env"]}.items() >= {
         ("RUN", "digits-1"),
@@ -177,63 +159,125 @@ def test_a_run_is_fetched_and_proven_before_triton_starts(chart: helm.Chart) -> 
         ("REGISTRY_REMOTE", URLS["remote"]),
     }
     assert fetch["envFrom"] == [{"secretRef": {"name": "registry"}}]
-    assert "--model-repository=/models/repository" in pod["containers"][0]["args"]
-    claimed = render(chart, VALUES["model claim"])["Deployment"]["spec"]["template"]["spec"]
-    assert (
-        "initContainers" not in claimed and "--model-repository=/models" in claimed["containers"][0]["args"]
-    )
-    assert claimed["volumes"][0]["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    assert "--model-repository=/models/repository" in container(pod, "triton")["args"]
+
+
+def test_models_come_from_a_claim_or_a_bucket_too(chart: helm.Chart) -> None:
+    pod = serving_pod(render(chart, VALUES["model claim"]))
+    assert "initContainers" not in pod
+    assert "--model-repository=/models" in container(pod, "triton")["args"]
+    [models] = [volume for volume in pod["volumes"] if volume["name"] == "models"]
+    assert models["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    pod = serving_pod(render(chart, VALUES["bucket"]))
+    triton = container(pod, "triton")
+    assert "initContainers" not in pod and "models" not in {volume["name"] for volume in pod["volumes"]}
+    assert "--model-repository=s3://models/repository" in triton["args"]
+    assert triton["envFrom"] == [{"secretRef": {"name": "bucket"}}]
 
 
 def test_the_fetching_command_fetches(chart: helm.Chart, tmp_path: Path) -> None:
     registry = Registry.embedded(tmp_path / "registry")
     bundle = record_run(registry, tmp_path / "work", "digits-1")
-    pod = render(chart, VALUES["run on a claim"])["Deployment"]["spec"]["template"]["spec"]
-    environment = {entry["name"]: entry["value"] for entry in pod["initContainers"][0]["env"]}
+    fetch = container(serving_pod(render(chart, VALUES["run on a claim"])), "fetch")
+    environment = {entry["name"]: entry["value"] for entry in fetch["env"]}
     # Where the claim is mounted, and where the models go, lie elsewhere here.
     environment |= {
         key: value.replace("/registry", str(tmp_path / "registry"), 1) for key, value in environment.items()
     }
-    _, option, program = pod["initContainers"][0]["command"]
+    _, option, program = fetch["command"]
     program = program.replace('"/models"', repr(str(tmp_path / "models")))
     command = [sys.executable, option, program]
     subprocess.run(command, check=True, env={**os.environ, **environment, "HOME": str(tmp_path)})
     assert tree_digest(tmp_path / "models" / "repository") == tree_digest(bundle / "repository")
 
 
+def test_the_follower_starts_where_the_fetcher_left_off(chart: helm.Chart) -> None:
+    pod = serving_pod(render(chart, VALUES["everything"]))
+    follow = container(pod, "follow")
+    assert follow["command"] == ["unlabeled", "follow"]
+    assert follow["args"] == [
+        f"--registry={URLS['git']}",
+        f"--remote={URLS['remote']}",
+        "--stage=prod",
+        "--url=127.0.0.1:8001",
+        "--repository=/models/repository",
+    ]
+    assert follow["envFrom"] == container(pod, "fetch")["envFrom"]
+    assert "--model-repository=/models/repository" in container(pod, "triton")["args"]
+
+
 def test_gpus_are_asked_for_only_when_wanted(chart: helm.Chart) -> None:
-    pod = render(chart, VALUES["GPU"])["Deployment"]["spec"]["template"]["spec"]
-    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    pod = serving_pod(render(chart, VALUES["GPU"]))
+    triton = container(pod, "triton")
+    assert triton["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert [toleration["key"] for toleration in pod["tolerations"]] == ["nvidia.com/gpu", "dedicated"]
-    assert pod["containers"][0]["image"].endswith("/tritonserver@sha256:" + "a" * 64)
+    assert triton["image"].endswith("/tritonserver@sha256:" + "a" * 64)
     assert "nvidia" not in json.dumps(
-        render(chart, VALUES["bare"])["Deployment"]["spec"]["template"]["spec"]["containers"][0]["resources"]
+        container(serving_pod(render(chart, VALUES["bare"])), "triton")["resources"]
     )
 
 
 def test_network_is_closed_but_for_what_is_named(chart: helm.Chart) -> None:
-    policy = render(chart, VALUES["autoscaling"])["NetworkPolicy"]["spec"]
+    policy = render(chart, VALUES["autoscaling"])["NetworkPolicy", ""]["spec"]
     asking, scraping = policy["ingress"]
     assert asking["from"] == [{"namespaceSelector": {"matchLabels": {"team": "apps"}}}]
     assert {port["port"] for port in asking["ports"]} == {"http", "grpc"}
     assert scraping["from"] == [{"namespaceSelector": {"matchLabels": {"team": "metrics"}}}]
-    assert policy["egress"] == [] and policy["policyTypes"] == ["Ingress", "Egress"]
-    default = render(chart, VALUES["run on a claim"])["NetworkPolicy"]["spec"]
-    assert [rule["from"] for rule in default["ingress"]] == [[{"podSelector": {}}]] * 2
+    assert [port["port"] for port in scraping["ports"]] == ["metrics"]
+    assert policy["egress"] == VALUES["autoscaling"]["networkPolicy"]["egress"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    closed = render(chart, VALUES["run on a claim"])["NetworkPolicy", ""]["spec"]
+    assert [rule["from"] for rule in closed["ingress"]] == [[{"podSelector": {}}]] * 2
+    assert closed["egress"] == []
+    for source in ("run from URLs", "bucket"):
+        [fetching] = render(chart, VALUES[source])["NetworkPolicy", ""]["spec"]["egress"]
+        assert [port["port"] for port in fetching["ports"]] == [53, 53, 443]
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("http://ml-pipeline.kubeflow.svc.cluster.local:8888", 8888),
+        ("https://kubeflow.example.com/pipeline", 443),
+        ("http://kubeflow", 80),
+    ],
+)
+def test_the_schedule_reaches_kubeflow_and_nothing_else(chart: helm.Chart, host: str, port: int) -> None:
+    values = {**VALUES["schedule"], "schedule": {"enabled": True, "host": host}}
+    policy = render(chart, values)["NetworkPolicy", "-schedule"]["spec"]
+    [rule] = policy["egress"]
+    assert [entry["port"] for entry in rule["ports"]] == [53, 53, port]
+    assert policy["ingress"] == [] and policy["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_only_nodes_reach_nodes(chart: helm.Chart) -> None:
+    objects = render(chart, VALUES["training in a namespace"])
+    policy = objects["NetworkPolicy", "-training"]
+    assert policy["metadata"]["namespace"] == objects["TrainingRuntime", ""]["metadata"]["namespace"]
+    [node] = objects["TrainingRuntime", ""]["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = node["template"]["spec"]["template"]["metadata"]["labels"]
+    selector = policy["spec"]["podSelector"]
+    assert selector["matchLabels"].items() <= labels.items()
+    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": selector}]}]
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+
+
+def test_every_object_says_where_it_lies(chart: helm.Chart) -> None:
+    for (kind, name), found in render(chart, VALUES["everything"]).items():
+        own = "vision" if name in ("-trainer", "-training") or "Role" in kind else "ml"
+        assert found["metadata"].get("namespace") == (None if kind.startswith("Cluster") else own), kind
 
 
 def test_schedule_calls_the_command_line_with_a_projected_token(chart: helm.Chart) -> None:
-    values = {
-        **VALUES["schedule"],
-        "schedule": {**VALUES["schedule"]["schedule"], "set": {"training.steps": 2000000, "data": "x"}},
-    }
+    parameters = {"set": {"training.steps": 2000000, "data": "x"}}
+    values = {**VALUES["schedule"], "schedule": {**VALUES["schedule"]["schedule"], **parameters}}
     objects = render(chart, values)
-    assert "Deployment" not in objects and "Service" not in objects
-    job = objects["Job"]
+    assert not {kind for kind, _ in objects} & {"Deployment", "Service"}
+    job = objects["Job", "-schedule"]
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
-    pod = job["spec"]["template"]["spec"]
-    [container] = pod["containers"]
-    assert container["args"] == [
+    [pod] = pod_specs(job)
+    schedule = container(pod, "schedule")
+    assert schedule["args"] == [
         "--cron=0 0 3 * * *",
         "--name=unlabeled",
         "--host=http://ml-pipeline.kubeflow.svc.cluster.local:8888",
@@ -249,13 +293,13 @@ def test_schedule_calls_the_command_line_with_a_projected_token(chart: helm.Char
         '--set=data="x"',
         "--set=training.steps=2000000",
     ]
-    token = next(volume for volume in pod["volumes"] if volume["name"] == "token")
+    [token] = [volume for volume in pod["volumes"] if volume["name"] == "token"]
     [source] = token["projected"]["sources"]
     assert source["serviceAccountToken"]["audience"] == "pipelines.kubeflow.org"
-    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "token"]
+    [mount] = [mount for mount in schedule["volumeMounts"] if mount["name"] == "token"]
     place = f"{mount['mountPath']}/{source['serviceAccountToken']['path']}"
     assert place == "/var/run/secrets/kubeflow/pipelines/token"
-    assert {"name": "UNLABELED_IMAGE", "value": container["image"]} in container["env"]
+    assert {"name": "UNLABELED_IMAGE", "value": schedule["image"]} in schedule["env"]
 
 
 def test_schedule_options_exist(chart: helm.Chart) -> None:
@@ -263,65 +307,41 @@ def test_schedule_options_exist(chart: helm.Chart) -> None:
 
     from pipelines.cli import app
 
-    known = {
-        option for parameter in get_command(app).commands["schedule"].params for option in parameter.opts
-    }  # type: ignore[attr-defined]
-    [container] = render(chart, VALUES["schedule"])["Job"]["spec"]["template"]["spec"]["containers"]
-    assert {argument.split("=")[0] for argument in container["args"]} <= known
-
-
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"servings": {}}, "servings"),
-    ({"serving": {"replica": 3}}, "replica"),
-    ({"serving": {"replicas": "3"}}, "replicas"),
-    ({"serving": {"replicas": -1}}, "replicas"),
-    ({"serving": {"image": {"tag": "latest"}}}, "tag"),
-    ({"serving": {"image": {"tag": ""}}}, "tag"),
-    ({"serving": {"image": {"digest": "sha256:12"}}}, "digest"),
-    ({"serving": {"arguments": ["log-verbose"]}}, "arguments"),
-    ({"serving": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}, "limits"),
-    ({"serving": {"sharedMemorySize": "lots"}}, "sharedMemorySize"),
-    ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
-    ({"service": {"type": "ExternalName"}}, "type"),
-    ({"autoscaling": {"minReplicas": 0}}, "minReplicas"),
-    ({"schedule": {"cron": "0 3 * * *"}}, "cron"),
-    ({"schedule": {"host": "ml-pipeline:8888"}}, "host"),
-    ({"schedule": {"dataDigest": "abc"}}, "dataDigest"),
-    ({"registry": {"claim": "Registry_1"}}, "claim"),
-    ({"networkPolicy": {"egress": ["all"]}}, "egress"),
-]
-
-
-@pytest.mark.parametrize(("values", "key"), REFUSED, ids=[json.dumps(values) for values, _ in REFUSED])
-def test_schema_refuses(chart: helm.Chart, values: dict[str, Any], key: str) -> None:
-    with pytest.raises(helm.HelmValuesError, match=key):
-        chart.validate_schema(chart.merge_values(values))
+    command = get_command(app).commands["schedule"]  # type: ignore[attr-defined]
+    known = {option for parameter in command.params for option in parameter.opts}
+    [pod] = pod_specs(render(chart, VALUES["schedule"])["Job", "-schedule"])
+    assert {argument.split("=")[0] for argument in container(pod, "schedule")["args"]} <= known
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("case", "kind", "namespace", "gpus"),
     [
-        ({}, "serving.run is empty"),
-        ({"serving": {"run": "a", "claim": "b"}}, "exclude each other"),
-        (
-            {"serving": {"run": "a"}, "autoscaling": {"enabled": True, "minReplicas": 9}},
-            "minReplicas 9 is above",
-        ),
-        ({"serving": {"enabled": False}, "schedule": {"enabled": True}}, "is a folder"),
+        ("everything", "ClusterTrainingRuntime", None, None),
+        ("training in a namespace", "TrainingRuntime", "vision", 2),
     ],
 )
-def test_contradictions_are_told(chart: helm.Chart, values: dict[str, Any], words: str) -> None:
-    with pytest.raises(helm.HelmRenderError, match=words):
-        chart.render(values, name="fashion", namespace="ml")
-
-
-def test_every_value_is_in_the_schema_and_used() -> None:
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    templates = "".join(path.read_text() for path in (CHART / "templates").iterdir())
-    for section, value in values.items():
-        assert section in templates
-        if isinstance(value, dict):
-            assert set(schema["properties"][section]["properties"]) == set(value)
-            assert schema["properties"][section]["additionalProperties"] is False
-            assert all(f".{key}" in templates for key in value), section
+def test_training_runtime_runs_torch_on_every_node(
+    chart: helm.Chart, case: str, kind: str, namespace: str | None, gpus: int | None
+) -> None:
+    runtime = render(chart, VALUES[case])[kind, ""]
+    assert runtime["apiVersion"] == "trainer.kubeflow.org/v1alpha1"
+    # The SDK knows a runtime's framework by its label only.
+    assert runtime["metadata"]["labels"]["trainer.kubeflow.org/framework"] == "torch"
+    assert runtime["metadata"].get("namespace") == namespace
+    spec = runtime["spec"]
+    assert spec.keys() == {"mlPolicy", "template"}
+    assert spec["mlPolicy"] == {"numNodes": 2, "torch": {}}
+    jobs = spec["template"]["spec"]
+    assert jobs.keys() == {"failurePolicy", "replicatedJobs"}
+    assert jobs["failurePolicy"] == {"maxRestarts": 3}
+    # Trainer finds the nodes by the names of job and container, and by the label.
+    [job] = jobs["replicatedJobs"]
+    assert job["name"] == "node"
+    assert job["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    [pod] = pod_specs(job)
+    node = container(pod, "node")
+    assert node["command"] == ["torchrun", "-m", "unlabeled.training.pretrain"]
+    assert node["resources"]["limits"].get("nvidia.com/gpu") == gpus
+    assert bool(pod.get("tolerations")) is bool(gpus)
+    [shared] = [volume for volume in pod["volumes"] if volume["name"] == "shm"]
+    assert shared["emptyDir"]["medium"] == "Memory"

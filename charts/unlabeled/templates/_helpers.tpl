@@ -54,3 +54,72 @@ imagePullSecrets:
   {{- end }}
 {{- end }}
 {{- end }}
+
+{{/* Everything that goes to disk goes to volumes of bounded size. */}}
+{{- define "unlabeled.tmp" -}}
+- name: tmp
+  emptyDir:
+    sizeLimit: 1Gi
+{{- end }}
+
+{{/* A toleration of the GPUs' taint, when there are any, and the given ones. */}}
+{{- define "unlabeled.tolerations" -}}
+{{- if or .tolerations .gpus }}
+tolerations:
+  {{- if .gpus }}
+  - key: nvidia.com/gpu
+    operator: Exists
+    effect: NoSchedule
+  {{- end }}
+  {{- with .tolerations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "unlabeled.resources" -}}
+requests:
+  {{- toYaml .resources.requests | nindent 2 }}
+limits:
+  {{- toYaml .resources.limits | nindent 2 }}
+  {{- if .gpus }}
+  nvidia.com/gpu: {{ .gpus }}
+  {{- end }}
+{{- end }}
+
+{{/* "true" where the registry is a folder, that is on the claim. */}}
+{{- define "unlabeled.folder" -}}
+{{- if or (hasPrefix "/" .Values.registry.git) (hasPrefix "/" .Values.registry.remote) }}true{{ end -}}
+{{- end }}
+
+{{- define "unlabeled.dns" -}}
+- {port: 53, protocol: UDP}
+- {port: 53, protocol: TCP}
+{{- end }}
+
+{{/* "true" where the sidecars load and unload models. */}}
+{{- define "unlabeled.explicit" -}}
+{{- if or .Values.serving.follow.enabled .Values.serving.canary.enabled }}true{{ end -}}
+{{- end }}
+
+{{/* The word that Triton asks of those who load and unload models. */}}
+{{- define "unlabeled.controlKey" -}}
+{{- with .Values.serving.controlSecret }}
+- name: TRITON_CONTROL_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ . }}, key: key}
+{{- end }}
+{{- end }}
+
+{{/* "true" where there is Prometheus' operator, or the reader says so. */}}
+{{- define "unlabeled.prometheus" -}}
+{{- if or (eq .Values.monitoring.crds "assume") (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1") }}true{{ end -}}
+{{- end }}
+
+{{- define "unlabeled.scheduleNamespace" -}}
+{{ .Values.schedule.namespace | default .Release.Namespace }}
+{{- end }}
+
+{{- define "unlabeled.trainerNamespace" -}}
+{{ .Values.trainer.namespace | default (include "unlabeled.scheduleNamespace" .) }}
+{{- end }}
