@@ -16,7 +16,7 @@ from unlabeled.digest import dvc_digest, tree_digest
 from unlabeled.files import link_or_copy, write_json
 from unlabeled.lineage.environment import machine
 from unlabeled.lineage.record import record
-from unlabeled.lineage.step import DIGEST, STEP, Artifact
+from unlabeled.lineage.step import Artifact, sign
 
 DIGITS = tuple(str(digit) for digit in range(10))
 SERVED = ("encoder", "classifier", "clusterer")
@@ -227,7 +227,8 @@ def _artifacts(work: Path, methods: Sequence[str]) -> dict[str, Artifact]:
         if name == "check_serving":
             metrics |= {f"{model}_milliseconds": 0.82 for model in SERVED}
         for folder in outputs.values():
-            artifacts[folder] = Artifact(str(work / folder), {DIGEST: digest[folder], STEP: json.dumps(made)})
+            artifacts[folder] = Artifact(str(work / folder))
+            sign(artifacts[folder], digest[folder], made)
         clock += seconds
 
     table, chosen = {"table": "table"}, {"model": "model", "labels": "labels"}

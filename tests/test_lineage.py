@@ -16,7 +16,7 @@ from unlabeled.files import read_json
 from unlabeled.lineage.chain import open_inputs, ordered
 from unlabeled.lineage.environment import environment, machine
 from unlabeled.lineage.record import describe, method_artifacts, record
-from unlabeled.lineage.step import Artifact, step, step_record
+from unlabeled.lineage.step import Artifact, sign, step, step_record
 
 NAMES = {
     "b.txt": 10,
@@ -318,12 +318,24 @@ def test_record_refuses_changed_bytes(tmp_path):
     broken(tmp_path, change, "artifact methods/simclr/model has digest .* step pretrain/simclr signed")
 
 
+def test_the_artifacts_of_thirty_methods_fit_into_one_argument(tmp_path):
+    """KFP hands `record` the metadata of all artifacts as one argument; Linux takes 128 KiB."""
+    written = tmp_path / "model"
+    written.write_text("weights")
+    artifact = Artifact(str(written))
+    with step("pretrain/simclr", {}, {"model": artifact}) as result:
+        result |= {f"metric_{number}": number / 7 for number in range(20)}
+    # Beside it stand a URI, a type and a name; quotes are escaped.
+    each = len(json.dumps(json.dumps(artifact.metadata))) + 300
+    assert 3 * 30 * each < 128 * 1024
+
+
 def test_record_refuses_an_open_chain(tmp_path):
     def change(artifacts):
         # As if the baselines had been computed on another table.
         signed = step_record(artifacts["baselines"])
         signed["inputs"]["table"] = "f" * 64
-        artifacts["baselines"].metadata["step"] = json.dumps(signed)
+        sign(artifacts["baselines"], artifacts["baselines"].metadata["digest"], signed)
 
     broken(
         tmp_path, change, "step baselines read table with digest ffffffffffff, which no step before it wrote"
@@ -358,7 +370,7 @@ def test_record_refuses_unsigned_artifacts_and_unknown_parameters(tmp_path):
 def test_record_refuses_steps_of_different_code(tmp_path):
     def change(artifacts):
         signed = step_record(artifacts["serving"]) | {"code": "0" * 64}
-        artifacts["serving"].metadata["step"] = json.dumps(signed)
+        sign(artifacts["serving"], artifacts["serving"].metadata["digest"], signed)
 
     broken(tmp_path, change, "step check_serving ran code 000000000000")
 

@@ -4,9 +4,11 @@ Every artifact carries, as metadata, its digest and the record of the step that 
 (which bytes went into what) travels with the artifacts themselves, on one machine and on a cluster.
 """
 
+import base64
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,8 +95,7 @@ def step(
                 "metrics": metrics_found,
             }
             for key, output in outputs.items():
-                output.metadata[DIGEST] = record["outputs"][key]
-                output.metadata[STEP] = json.dumps(record)
+                sign(output, record["outputs"][key], record)
             if metrics is not None:
                 _fill_metrics(metrics, metrics_found)
         except BaseException as error:
@@ -141,6 +142,16 @@ def _fill_metrics(metrics: ArtifactLike, result: Mapping[str, Any]) -> None:
     Path(metrics.path).write_text(json.dumps(result, sort_keys=True))
 
 
+def sign(artifact: ArtifactLike, digest: str, record: Mapping[str, Any]) -> None:
+    """Write an artifact's digest and the record of the step that made it into its metadata.
+
+    The record is packed: a step that gathers every method gets the metadata of all their artifacts in one
+    argument of a command line, which Linux limits to 128 KiB.
+    """
+    artifact.metadata[DIGEST] = digest
+    artifact.metadata[STEP] = base64.b64encode(zlib.compress(json.dumps(record).encode(), 9)).decode()
+
+
 def step_record(artifact: ArtifactLike) -> dict[str, Any]:
     """Return the record of the step that made `artifact`."""
-    return json.loads(artifact.metadata[STEP])
+    return json.loads(zlib.decompress(base64.b64decode(artifact.metadata[STEP])))
