@@ -11,7 +11,7 @@ from serving.repository import MODEL, model_config, write_model
 from unlabeled import progress
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import file_digest
-from unlabeled.export.models import KINDS, class_names, fit, load_served
+from unlabeled.export.models import KINDS, class_names, cluster_classes, fit, load_served
 from unlabeled.export.onnx import onnx_bytes, onnx_digest
 from unlabeled.export.parity import compare, torch_outputs
 from unlabeled.files import atomic_path
@@ -52,7 +52,7 @@ def export(
     images = ImageTable(table)
     train = images.indices("train")
     golden = {"images": images.images(_spread(train, GOLDEN_IMAGES))}
-    models: dict[str, dict[str, str]] = {}
+    models: dict[str, dict[str, Any]] = {}
     result: dict[str, float] = {}
     with atomic_path(repository) as folder:
         for done, kind in enumerate(KINDS):
@@ -82,6 +82,7 @@ def export(
                 "sha256": file_digest(path),
                 "tensors": onnx_digest(path),
             }
+    models["clusterer"]["classes"] = cluster_classes(labels, images.classes)
     write_index(index, _index(model, images, _spread(train, parameters.index_images)), golden, models)
     return result
 

@@ -1,6 +1,7 @@
 """What lies beside a model repository: golden answers, expected digests, training images to compare with."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ class Index:
         embeddings: float16 (N, D), of the served `encoder`, each of length 1.
         thumbnails: uint8 (N, C, h, w).
         golden: `images` uint8 (B, C, H, W) and torch's output of each served model by its name.
-        models: {model: {"output", "sha256" of model.onnx, "tensors": canonical digest of its weights}}.
+        models: {model: {"output", "sha256" of model.onnx, "tensors": canonical digest of its weights}}; of
+            `clusterer` also "classes", the class matched to each cluster, empty where there are no labels.
         image_shape: (C, H, W) of the training images.
 
     Raises:
@@ -29,7 +31,7 @@ class Index:
     def __init__(self, folder: Path) -> None:
         try:
             index, self.golden = _read(folder / INDEX), _read(folder / GOLDEN)
-            self.models: dict[str, dict[str, str]] = read_json(folder / MODELS)
+            self.models: dict[str, dict[str, Any]] = read_json(folder / MODELS)
             self.ids, self.embeddings, self.thumbnails = (
                 index[key] for key in ("ids", "embeddings", "thumbnails")
             )
@@ -49,7 +51,7 @@ class Index:
         return order, np.take_along_axis(similarities, order, axis=1)
 
 
-def write_index(folder: Path, index: Arrays, golden: Arrays, models: dict[str, dict[str, str]]) -> None:
+def write_index(folder: Path, index: Arrays, golden: Arrays, models: dict[str, dict[str, Any]]) -> None:
     """Write an index. Equal values give equal bytes: NumPy stamps no time into an npz."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()

@@ -26,8 +26,8 @@ def predict(images: Sequence[Path], run: Path, url: str = "", neighbours: int = 
         neighbours: training images to name.
 
     Returns:
-        {"image", "class", "class_probability", "cluster", "cluster_probability",
-        "nearest": [{"id", "similarity"}]}.
+        {"image", "class", "class_probability", "cluster", "cluster_probability", "cluster_class": the class
+        matched to the cluster, "" for none, "nearest": [{"id", "similarity"}]}.
 
     Raises:
         InputError: a file is no image, the run was not exported, or the server refuses.
@@ -45,6 +45,8 @@ def predict(images: Sequence[Path], run: Path, url: str = "", neighbours: int = 
     else:
         answers = {kind: OnnxModel(repository / kind / MODEL)(pixels) for kind in index.models}
     classes, clusters = (read_labels(repository, kind) for kind in ("classifier", "clusterer"))
+    # An index of older exports knows no classes of clusters; without labels nobody does.
+    matched = index.models["clusterer"].get("classes") or [""] * len(clusters)
     nearest, similarities = index.nearest(answers["encoder"], neighbours)
     return [
         {
@@ -53,6 +55,7 @@ def predict(images: Sequence[Path], run: Path, url: str = "", neighbours: int = 
             "class_probability": float(class_.max()),
             "cluster": clusters[int(cluster.argmax())],
             "cluster_probability": float(cluster.max()),
+            "cluster_class": matched[int(cluster.argmax())],
             "nearest": [
                 {"id": str(index.ids[i]), "similarity": float(s)} for i, s in zip(positions, similarity)
             ],

@@ -105,11 +105,12 @@ def make_run(folder: Path, channels: int = 3, size: int = 16, images: int = 80) 
         {
             "mean": torch.rand(encoder.feature_dim, generator=generator),
             "scale": torch.rand(encoder.feature_dim, generator=generator) + 0.5,
-            "centroids": torch.randn(CLUSTERS, encoder.feature_dim, generator=generator),
-            "temperature": torch.tensor(40.0),
+            "weight": torch.randn(CLUSTERS, encoder.feature_dim, generator=generator) / 40,
+            "bias": torch.randn(CLUSTERS, generator=generator),
         },
         folder / "labels" / "clusters.safetensors",
     )
+    write_json(folder / "labels" / "scores.json", {"hungarian_map": [2, -1, 0, 3, 1]})
     return run
 
 

@@ -16,9 +16,10 @@ from serving.repository import model_config, read_config, read_labels, write_mod
 from unlabeled.data.images import read_image
 from unlabeled.digest import tree_digest
 from unlabeled.errors import CheckFailed, InputError
-from unlabeled.export.models import KINDS, fit, load_served
+from unlabeled.export.models import KINDS, cluster_classes, fit, load_served
 from unlabeled.export.onnx import IR_VERSION, OPSET, OnnxModel, initializers, load_onnx, onnx_digest
 from unlabeled.export.parity import compare, difference, onnx_equals_checkpoint, torch_outputs
+from unlabeled.files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +101,28 @@ def test_encoder_is_the_checkpoints_own(run):
     assert np.abs(OnnxModel(run.repository / "encoder" / "1" / "model.onnx")(images) - features).max() < 1e-5
 
 
-def test_clusterer_is_the_softmax_of_distances(run):
+def test_clusterer_is_the_softmax_of_the_clusters_logits(run):
     from safetensors.numpy import load_file
 
     images = run.images(6, seed=4)
     features = OnnxModel(run.repository / "encoder" / "1" / "model.onnx")(images).astype(np.float64)
     clusters = load_file(run.inputs["labels"] / "clusters.safetensors")
     z = (features - clusters["mean"]) / clusters["scale"]
-    distances = ((z[:, None] - clusters["centroids"]) ** 2).sum(-1)
-    logits = np.exp(-distances / (2 * clusters["temperature"]))
+    logits = np.exp(z @ clusters["weight"].T + clusters["bias"])
     answer = OnnxModel(run.repository / "clusterer" / "1" / "model.onnx")(images)
     assert np.abs(answer - logits / logits.sum(1, keepdims=True)).max() < 1e-5
+
+
+def test_clusters_know_the_class_matched_to_them(run, tmp_path):
+    assert Index(run.index).models["clusterer"]["classes"] == [
+        CLASSES[2],
+        "",
+        CLASSES[0],
+        CLASSES[3],
+        CLASSES[1],
+    ]
+    write_json(tmp_path / "scores.json", {"k": 5})
+    assert cluster_classes(tmp_path, []) == []
 
 
 def test_step_reports_parity_and_writes_what_serving_needs(run):

@@ -24,6 +24,7 @@ from unlabeled.probes.finetune import clearly_better, finetune
 from unlabeled.probes.linear import fit_linear_probe
 from unlabeled.probes.subsets import hold_out
 from unlabeled.selflabel.cluster import self_label
+from unlabeled.selflabel.clusters import Clusters
 
 QUICK = Finetuning(steps=6, batch_size=32, label_shares=(0.05, 1.0))
 
@@ -165,6 +166,24 @@ def test_without_labels_the_clusters_are_learned(
     assert row["finetuned"] > 0.7 and row["scratch"] is None and row["labels"] == 240
     assert load_file(tmp_path / "out" / "model.safetensors")["head.weight"].shape == (6, 128)
     assert np.sum(read_json(tmp_path / "out" / "confusion.json")["matrix"]) == 60
+
+
+def test_clusters_on_an_encoder_of_their_own_are_learned(
+    make_table: Callable[..., Path], model_folder: Path, tmp_path: Path
+) -> None:
+    table, labels = make_table("table", labels=np.full(300, -1)), tmp_path / "labels"
+    parameters = SelfLabel(clusters=6, restarts=3, self_training_steps=3, confidence=0.3)
+    self_label(model_folder, table, labels, parameters, 0)
+    finetune(model_folder, labels, table, tmp_path / "out", QUICK, 0)
+    images, clusters = ImageTable(table), Clusters.load(labels)
+    own, pretrained = (
+        np.bincount(
+            clusters.assign(extract(load_encoder(folder), images, images.indices("test"))), minlength=6
+        )
+        for folder in (labels, model_folder)
+    )
+    targets = np.sum(read_json(tmp_path / "out" / "confusion.json")["matrix"], axis=1)
+    assert targets.tolist() == own.tolist() != pretrained.tolist()
 
 
 def test_some_labels_are_enough(

@@ -18,8 +18,9 @@ from unlabeled.errors import InputError
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import SelfLabel
 from unlabeled.probes.features import extract
-from unlabeled.selflabel import cluster as step
-from unlabeled.selflabel.cluster import Clusters, fit_clusters, self_label
+from unlabeled.selflabel import kmeans
+from unlabeled.selflabel.cluster import fit_clusters, self_label
+from unlabeled.selflabel.clusters import Clusters
 from unlabeled.selflabel.metrics import cluster_scores, contingency, hungarian_map, majority_map
 
 CONFUSION = np.array([[40, 10, 0], [35, 5, 10], [0, 35, 65]])
@@ -114,17 +115,22 @@ def blobs(count: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (rng.normal(size=(4, 6))[labels] * 12 + rng.normal(size=(count, 6))).astype(np.float32), labels
 
 
+def centroids_of(clusters: Clusters, temperature: float) -> np.ndarray:
+    return clusters.weight * temperature
+
+
 def test_clusters_find_blobs_and_their_own_scale() -> None:
     x, labels = blobs()
     x[:, 0] *= 1000
-    clusters, inertia = fit_clusters(x, 4, SelfLabel(), 0)
-    found = clusters.distances(x).argmin(1)
+    clusters, values = fit_clusters(x, 4, SelfLabel(), 0)
+    found = clusters.assign(x)
     assert cluster_scores(found, labels, found, labels, 4, 4)["acc"] == 1
     z = (x - clusters.mean) / clusters.scale
     np.testing.assert_allclose(z.std(0), 1, atol=1e-3)
-    direct = ((z[:, None] - clusters.centroids) ** 2).sum(2)
-    np.testing.assert_allclose(clusters.distances(x), direct, atol=1e-3)
-    assert inertia == pytest.approx(direct.min(1).mean(), rel=1e-4)
+    centroids = centroids_of(clusters, values["temperature"])
+    np.testing.assert_allclose(centroids, [z[found == k].mean(0) for k in range(4)], atol=1e-4)
+    distances = np.square(z[:, None] - centroids).sum(2)
+    assert values["inertia"] == pytest.approx(distances.min(1).mean(), rel=1e-4)
 
 
 def test_best_restart_is_kept() -> None:
@@ -134,25 +140,26 @@ def test_best_restart_is_kept() -> None:
         KMeans(12, n_init=1, max_iter=100, random_state=5 + run).fit(z).inertia_ / 300 for run in range(6)
     ]
     assert max(alone) > min(alone) * 1.001, "the restarts differ"
-    _, inertia = fit_clusters(x, 12, SelfLabel(restarts=6), 5)
-    assert inertia == pytest.approx(min(alone), rel=1e-3)
+    _, values = fit_clusters(x, 12, SelfLabel(restarts=6), 5)
+    assert values["inertia"] == pytest.approx(min(alone), rel=1e-3)
 
 
 def test_many_images_are_clustered_from_a_sample_and_finished_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = blobs(3000)
     _, whole = fit_clusters(x, 4, SelfLabel(), 0)
-    monkeypatch.setattr(step, "RESTART_IMAGES", 200)
+    monkeypatch.setattr(kmeans, "RESTART_IMAGES", 200)
     _, sampled = fit_clusters(x, 4, SelfLabel(), 0)
-    assert sampled == pytest.approx(whole, rel=1e-4)
+    assert sampled["inertia"] == pytest.approx(whole["inertia"], rel=1e-4)
 
 
-def test_soft_assignment() -> None:
+def test_soft_assignment_is_by_squared_distances() -> None:
     x, _ = blobs()
-    clusters, _ = fit_clusters(x, 5, SelfLabel(), 0)
-    p, distances = clusters.probabilities(x), clusters.distances(x)
+    clusters, values = fit_clusters(x, 5, SelfLabel(), 0)
+    p, z = clusters.probabilities(x), (x - clusters.mean) / clusters.scale
+    distances = np.square(z[:, None] - centroids_of(clusters, values["temperature"])).sum(2)
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
-    np.testing.assert_array_equal(p.argmax(1), distances.argmin(1))
-    exact = torch.softmax(-torch.from_numpy(distances).double() / (2 * float(clusters.temperature[0])), 1)
+    np.testing.assert_array_equal(clusters.assign(x), distances.argmin(1))
+    exact = torch.softmax(-torch.from_numpy(distances).double() / (2 * values["temperature"]), 1)
     np.testing.assert_allclose(p, exact, atol=1e-5)
     nearest = np.sort(p, axis=1)[:, ::-1]
     assert np.median(nearest[:, 0] / nearest[:, 1]) == pytest.approx(9, rel=1e-2)
@@ -160,9 +167,10 @@ def test_soft_assignment() -> None:
 
 def test_degenerate_features_do_not_break_clustering() -> None:
     for features in (np.ones((30, 4), np.float32), np.repeat(np.eye(2, 4, dtype=np.float32), 15, 0)):
-        clusters, inertia = fit_clusters(features, 3, SelfLabel(restarts=2), 0)
-        assert np.isfinite(clusters.centroids).all() and clusters.temperature[0] > 0
-        assert np.isfinite(clusters.probabilities(features)).all() and inertia == pytest.approx(0, abs=1e-6)
+        clusters, values = fit_clusters(features, 3, SelfLabel(restarts=2), 0)
+        assert np.isfinite(clusters.weight).all() and values["temperature"] > 0
+        assert np.isfinite(clusters.probabilities(features)).all()
+        assert values["inertia"] == pytest.approx(0, abs=1e-6)
     clusters, _ = fit_clusters(blobs(50)[0], 1, SelfLabel(restarts=1), 0)
     np.testing.assert_array_equal(clusters.probabilities(blobs(50)[0]), 1)
 
@@ -186,16 +194,17 @@ def test_self_label_digits(digits_table: Path, model_folder: Path, tmp_path: Pat
 
     clusters, encoder = Clusters.load(output), load_encoder(model_folder)
     features = extract(encoder, table, train)
-    np.testing.assert_array_equal(clusters.distances(features).argmin(1), frame["cluster"])
+    np.testing.assert_array_equal(clusters.assign(features), frame["cluster"])
     np.testing.assert_allclose(clusters.probabilities(features).max(1), frame["confidence"], atol=1e-5)
-    nearest = clusters.distances(extract(encoder, table, test)).argmin(1)
+    found = clusters.assign(extract(encoder, table, test))
     mapping = np.array(scores["hungarian_map"])
-    assert (mapping[nearest] == table.labels(test)).mean() == pytest.approx(scores["acc"])
+    assert (mapping[found] == table.labels(test)).mean() == pytest.approx(scores["acc"])
 
     gallery = np.load(output / "gallery.npy")
     assert gallery.shape == (10, 10, 1, 8, 8) and gallery.dtype == np.uint8
     members = np.flatnonzero(frame["cluster"] == 3)
-    central = members[clusters.distances(features[members])[:, 3].argmin()]
+    z = (features[members] - clusters.mean) / clusters.scale
+    central = members[np.square(z - z.mean(0)).sum(1).argmin()]
     np.testing.assert_array_equal(gallery[3, 0], table.images([train[central]])[0])
 
 

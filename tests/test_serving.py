@@ -352,6 +352,8 @@ def test_predict_in_process_and_by_triton(run, server, tmp_path):
     assert rows[0]["nearest"][0]["similarity"] == pytest.approx(1, abs=1e-3) and len(rows[0]["nearest"]) == 2
     probabilities = OnnxModel(run.repository / "classifier" / MODEL)(pixels[[0, 59]])
     assert [row["class"] for row in rows] == [CLASSES[i] for i in probabilities.argmax(1)]
+    matched = [CLASSES[2], "", CLASSES[0], CLASSES[3], CLASSES[1]]
+    assert [row["cluster_class"] for row in rows] == [matched[int(row["cluster"][8:])] for row in rows]
     served = predict(paths, run.folder, server.grpc_url, neighbours=2)
     assert [(row["class"], row["cluster"], row["nearest"][0]["id"]) for row in served] == [
         (row["class"], row["cluster"], row["nearest"][0]["id"]) for row in rows

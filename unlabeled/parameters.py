@@ -71,14 +71,26 @@ class Training(Section):
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     log_every: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")
     threads: int = Field(0, ge=0, description="CPU threads of each step; 0: the cores here over the methods in parallel")
+    nodes: int = Field(1, ge=1, le=1000, description="machines that train together; above 1 on Kubeflow only")
 
 
 class SelfLabel(Section):
     """Clustering of the train split."""
 
+    method: Literal["kmeans", "scan", "sela"] = Field("kmeans", description="how the features are clustered")
     clusters: int = Field(0, ge=0, description="number of clusters; 0: the number of classes, 10 where there are none")
+    sweep: tuple[Annotated[int, Field(ge=2)], ...] = Field((), description="numbers of clusters to try and to compare without labels; none: no sweep")
     restarts: int = Field(10, ge=1, description="k-means runs; the one of lowest inertia is kept")
     iterations: int = Field(100, ge=1, description="k-means iterations, at most")
+    neighbours: int = Field(20, ge=1, description="SCAN: mined neighbours of each image")
+    heads: int = Field(20, ge=1, description="SCAN: clustering heads trained beside each other; those of low loss are averaged")
+    steps: int = Field(900, ge=1, description="SCAN: optimizer steps of the heads")
+    batch_size: int = Field(1000, ge=2, description="SCAN: images per step; many times the number of clusters")
+    learning_rate: float = Field(0.1, gt=0, description="SCAN: first learning rate of the heads, falling linearly")
+    entropy_weight: float = Field(2.0, ge=0, description="SCAN: weight of the term that keeps all clusters in use")
+    self_training_steps: int = Field(0, ge=0, description="steps in which the whole net learns its own confident answers; 0: the encoder stays as it is")
+    self_training_rate: float = Field(1e-4, gt=0, description="peak learning rate of self-training")
+    confidence: float = Field(0.99, ge=0, lt=1, description="self-training: answers above this probability are learned")
 
 
 class Evaluation(Section):
@@ -100,6 +112,24 @@ class Finetuning(Section):
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate, of AdamW on a cosine schedule")
     weight_decay: float = Field(1e-4, ge=0, description="not applied to biases and normalisation")
     crop_area: float = Field(1.0, gt=0, le=1, description="smallest share of an image that random crops keep; 1: no crops, best for few epochs")
+
+
+class FewLabels(Section):
+    """Classifiers from few labels and many images, as `compare labels` sets them side by side."""
+
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.01, 0.1), min_length=1, description="shares of the train labels, nested, at least 4 of each class")
+    draws: int = Field(5, ge=1, description="draws of the labels; a table shows mean and standard deviation")
+    held_out_share: float = Field(0.2, gt=0, lt=1, description="share of those labels that chooses between settings")
+    steps: int = Field(300, ge=1, description="optimizer steps of each training")
+    batch_size: int = Field(128, ge=2, description="labelled images per step")
+    unlabelled_batch_size: int = Field(192, ge=2, description="unlabelled images per step")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-3, 3e-3), min_length=1, description="peak learning rates to choose from, of AdamW on a cosine schedule")
+    weight_decay: float = Field(1e-3, ge=0, description="not applied to biases and normalisation")
+    crop: float = Field(0.6, gt=0, le=1, description="smallest share of an image that a view keeps; the same views for every method")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a mirrored view")
+    threshold: float = Field(0.95, gt=0, lt=1, description="probability from which on a prediction becomes a pseudo-label")
+    rounds: int = Field(2, ge=1, description="rounds of Pseudo-Label after the first training")
+    radii: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0, 3.0), min_length=1, description="lengths of VAT's perturbation to choose from, of the image in [0, 1]")
 
 
 class Export(Section):
@@ -125,6 +155,7 @@ class Parameters(Section):
     self_label: SelfLabel = SelfLabel()
     evaluation: Evaluation = Evaluation()
     finetuning: Finetuning = Finetuning()
+    few_labels: FewLabels = FewLabels()
     export: Export = Export()
 
 

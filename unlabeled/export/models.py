@@ -1,5 +1,6 @@
 """The three served networks: uint8 images of any size in, answers out; resize and normalisation inside."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,9 +13,9 @@ from torch.nn import functional as F
 from unlabeled.errors import InputError
 from unlabeled.files import read_json
 from unlabeled.nets.encoder import CONFIG, MODEL, Encoder, load_encoder
+from unlabeled.selflabel.clusters import CLUSTERS, SCORES, load_clustered_encoder
 
 KINDS = ("encoder", "classifier", "clusterer")
-CLUSTERS = "clusters.safetensors"
 
 
 def resampling_matrix(positions: Tensor, crop: Tensor, size: int) -> Tensor:
@@ -89,11 +90,7 @@ class ServedClassifier(Served):
 
 
 class ServedClusterer(Served):
-    """Images to cluster probabilities, float32 (B, k).
-
-    p = softmax(-||z - c||² / (2 temperature)) on standardised features z = (f - mean) / scale: the posterior
-    of a mixture of equal spherical Gaussians around the centroids c.
-    """
+    """Images to cluster probabilities, float32 (B, k): softmax(weight z + bias), z = (f - mean) / scale."""
 
     output = "probabilities"
     mean: Tensor
@@ -101,15 +98,12 @@ class ServedClusterer(Served):
     weight: Tensor
     bias: Tensor
 
-    def __init__(
-        self, encoder: Encoder, mean: Tensor, scale: Tensor, centroids: Tensor, temperature: Tensor
-    ) -> None:
+    def __init__(self, encoder: Encoder, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> None:
         super().__init__(encoder)
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
-        # ||z||² is the same for every cluster, so softmax((z·c - ||c||² / 2) / temperature) is the same p.
-        self.register_buffer("weight", centroids / temperature)
-        self.register_buffer("bias", -centroids.pow(2).sum(1) / (2 * temperature))
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
 
     def forward(self, images: Tensor) -> Tensor:
         standardised = (self.features(images) - self.mean) / self.scale
@@ -121,8 +115,9 @@ def load_served(kind: str, model: Path, labels: Path, classifier: Path) -> Serve
 
     Args:
         kind: `encoder`, `classifier` or `clusterer`.
-        model: folder of the selected pretraining; the encoder of `encoder` and `clusterer`.
-        labels: folder of its self-labels, with `clusters.safetensors`.
+        model: folder of the selected pretraining; the encoder of `encoder` and, without self-training, of
+            `clusterer`.
+        labels: folder of its self-labels, with `clusters.safetensors`, after self-training an encoder too.
         classifier: folder of the fine-tuned classifier.
 
     Raises:
@@ -137,11 +132,8 @@ def load_served(kind: str, model: Path, labels: Path, classifier: Path) -> Serve
         head.load_state_dict({"weight": weights["head.weight"], "bias": weights["head.bias"]})
         served = ServedClassifier(load_encoder(classifier), head)
     elif kind == "clusterer":
-        clusters = _tensors(labels / CLUSTERS, "mean", "scale", "centroids", "temperature")
-        served = ServedClusterer(
-            load_encoder(model),
-            **{key: clusters[key].float() for key in ("mean", "scale", "centroids", "temperature")},
-        )
+        clusters = _tensors(labels / CLUSTERS, "mean", "scale", "weight", "bias")
+        served = ServedClusterer(load_clustered_encoder(labels, model), **clusters)
     else:
         raise InputError(f"no served model '{kind}'; valid: {', '.join(KINDS)}")
     return served.eval()
@@ -152,9 +144,20 @@ def class_names(kind: str, labels: Path, classifier: Path) -> list[str]:
     if kind == "classifier":
         return [str(name) for name in read_json(classifier / CONFIG)["classes"]]
     if kind == "clusterer":
-        clusters = len(_tensors(labels / CLUSTERS, "centroids")["centroids"])
+        clusters = len(_tensors(labels / CLUSTERS, "bias")["bias"])
         return [f"cluster {number}" for number in range(clusters)]
     return []
+
+
+def cluster_classes(labels: Path, classes: Sequence[str]) -> list[str]:
+    """Return the class that is matched to each cluster, one to one; "" where none is; empty without labels.
+
+    Args:
+        labels: folder of the self-labels; its scores hold the map, fitted on train.
+        classes: names of the classes.
+    """
+    matched = read_json(labels / SCORES).get("hungarian_map", [])
+    return [classes[label] if label >= 0 else "" for label in matched]
 
 
 def _tensors(path: Path, *names: str) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ from unlabeled.probes.evaluate import confusion
 from unlabeled.probes.features import accelerator, extract
 from unlabeled.probes.linear import fit_linear_probe
 from unlabeled.probes.subsets import hold_out, label_subset
-from unlabeled.selflabel.cluster import LABELS, Clusters
+from unlabeled.selflabel.cluster import LABELS
+from unlabeled.selflabel.clusters import Clusters, load_clustered_encoder
 from unlabeled.training.reproducible import reproducible
 
 METRICS, EFFICIENCY, CONFUSION = "metrics.jsonl", "efficiency.json", "confusion.json"
@@ -76,7 +77,7 @@ def finetune(
     target, classes, shares = "labels", images.classes, parameters.label_shares
     if len(np.unique(targets[targets >= 0])) < 2:
         target, shares = "clusters", (1.0,)
-        classes, targets, test_targets = _cluster_targets(Path(labels), images, train, test, encoder)
+        classes, targets, test_targets = _cluster_targets(Path(labels), Path(model), images, train, test)
 
     def part(indices: np.ndarray, targets: np.ndarray) -> Part:
         indices, targets = indices[targets >= 0], targets[targets >= 0]
@@ -175,18 +176,18 @@ def clearly_better(new: np.ndarray, old: np.ndarray) -> bool:
 
 
 def _cluster_targets(
-    labels: Path, table: ImageTable, train: np.ndarray, test: np.ndarray, encoder: Encoder
+    labels: Path, model: Path, table: ImageTable, train: np.ndarray, test: np.ndarray
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     clusters = Clusters.load(labels)
-    names = [f"cluster {number}" for number in range(len(clusters.centroids))]
+    names = [f"cluster {number}" for number in range(len(clusters.bias))]
     assigned = pd.read_parquet(labels / LABELS).set_index("id")["cluster"]
     targets = assigned.reindex(table.rows["id"].iloc[train]).to_numpy()
     if not np.isfinite(targets).all():
         raise InputError(f"{labels / LABELS} lacks images of {table.folder}; it was made from another table")
     if len(np.unique(targets)) < 2:
         raise InputError(f"{table.folder} has fewer than two classes and {labels} fewer than two clusters")
-    test_targets = clusters.distances(extract(encoder, table, test)).argmin(1)
-    return names, targets.astype(np.int64), test_targets
+    encoder = load_clustered_encoder(labels, model).to(accelerator())
+    return names, targets.astype(np.int64), clusters.assign(extract(encoder, table, test))
 
 
 def _accuracy(right: np.ndarray) -> float | None:

@@ -10,7 +10,9 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
@@ -80,6 +82,97 @@ def efficiency(rows: Sequence[Mapping[str, float]]) -> Markup:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(frameon=False, labelcolor=INK)
         return _svg(figure, "Test accuracy over the number of labels; the numbers are in the table beside it")
+
+
+def sweep(rows: Sequence[Mapping[str, float]], suggested: int) -> Markup:
+    """Return the criterion over the number of clusters, as SVG, and what it is made of; `sweep_clusters` has both."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "sweep"}):
+        figure = Figure(figsize=(5.5, 3.3))
+        axes = figure.subplots()
+        ks = [row["k"] for row in rows]
+        for key, title, dashes in (("stability", "halves agree", "--"), ("chance", "a Gaussian's do", ":")):
+            axes.plot(
+                ks, [row[key] for row in rows], dashes, color=MUTED, linewidth=1.2, label=f"{title} (ARI)"
+            )
+        axes.errorbar(
+            ks, [row["criterion"] for row in rows], [row["error"] for row in rows],
+            color=ACCENT, marker="o", markersize=5, linewidth=1.6, elinewidth=1, label="criterion: the difference",
+        )  # fmt: skip
+        axes.axvline(suggested, color=WARM, linewidth=1, label=f"suggested: {suggested}")
+        axes.set(xlabel="clusters", ylabel="adjusted Rand index")
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=9)
+        return _svg(figure, f"Criterion over the number of clusters: {suggested} are suggested")
+
+
+def heat_map(rows: Sequence[Sequence[float]], names: Sequence[str], key: str, title: str) -> Markup:
+    """Return SimCLR's figure 5 as SVG: row the first transform, column the second, the diagonal one alone.
+
+    The last column is the mean of each row.
+
+    Args:
+        rows: accuracies (T, T), 0 to 1.
+        names: of the T transforms.
+        key: tells this picture's ids from others in the page.
+        title: what is measured.
+    """
+    values = np.array(rows)
+    shown = np.column_stack((values, values.mean(1)))
+    count = len(names)
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": key, "axes.grid": False}):
+        figure = Figure(figsize=(0.78 * count + 2.1, 0.58 * count + 1.2))
+        axes = figure.subplots()
+        lefts = [*range(count), count + 0.25]
+        scale = Normalize(values.min(), values.max())
+        for row in range(count):
+            for left, value in zip(lefts, shown[row], strict=True):
+                colour = matplotlib.colormaps["viridis"](scale(value))
+                axes.add_patch(Rectangle((left, row), 1, 1, facecolor=colour, linewidth=0))
+                # Dark on bright cells, bright on dark ones, whatever the page's colours are.
+                ink = "#111111" if scale(value) > 0.6 else "#ffffff"
+                axes.text(left + 0.5, row + 0.5, f"{100 * value:.1f}", color=ink, ha="center", va="center")
+        axes.set(xlim=(0, count + 1.25), ylim=(count, 0), xlabel="second transform", ylabel="first transform")
+        axes.set_xticks([left + 0.5 for left in lefts], [*names, "mean"])
+        axes.set_yticks([row + 0.5 for row in range(count)], list(names))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        return _svg(figure, f"{title}, per cent, for each pair of transforms; the numbers are in its cells")
+
+
+def label_efficiency(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Return test accuracy of each method, a dot per share of the labels with its deviation over draws, as SVG.
+
+    Args:
+        rows: of `unlabeled.probes.few_labels.comparison.summarise`, the first on top.
+    """
+    shares = sorted({cell["share"] for row in rows for cell in row["shares"]})
+    colours = {0.0: MUTED} | dict(zip((share for share in shares if share), (WARM, ACCENT), strict=False))
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "label-efficiency", "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(7.6, 0.42 * len(rows) + 1.3))
+        axes = figure.subplots()
+        for share in shares:
+            found = [
+                (place, cell)
+                for place, row in enumerate(rows)
+                for cell in row["shares"]
+                if cell["share"] == share
+            ]
+            label = f"{share:.3g} of the labels" if share else "no label"
+            axes.errorbar(
+                [cell["top1"]["mean"] for _, cell in found],
+                [place for place, _ in found],
+                xerr=[cell["top1"]["std"] or 0 for _, cell in found],
+                fmt="o", color=colours.get(share, INK), markersize=6, elinewidth=1.4, capsize=3, label=label,
+            )  # fmt: skip
+        axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="test accuracy, mean and deviation over the draws")
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        figure.legend(loc="outside upper left", ncols=len(shares), frameon=False, labelcolor=INK)
+        return _svg(
+            figure, "Test accuracy of each method by its share of the labels; the numbers are in the table"
+        )
 
 
 def _thousands(axes: Axes) -> None:

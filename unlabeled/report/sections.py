@@ -15,6 +15,9 @@ from unlabeled.report import plots
 # What a page of under three megabytes has room for.
 CLUSTERS, CLUSTER_IMAGES, PICTURE_ROWS, PICTURE_COLUMNS = 24, 10, 8, 8
 SAMPLE_IMAGES, MATRIX_CLASSES, MISTAKES, LISTED = 32, 24, 5, 100
+# The share of its commonest class from which on a cluster counts as pure.
+PURE = 0.75
+CLUSTERINGS = {"kmeans": "k-means", "scan": "SCAN", "sela": "SeLa"}
 
 
 def optional_json(path: Path) -> Any:
@@ -51,7 +54,10 @@ def method(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clusters(folder: Path, table: ImageTable) -> dict[str, Any] | None:
-    """Each cluster of the train split: its size, its central images and the classes in it, purest first."""
+    """Each cluster of the train split: its size, its central images and the classes in it, in groups.
+
+    With labels the purest come first, the pure apart from the mixed; without, the most confident.
+    """
     if not (folder / "labels.parquet").is_file():
         return None
     rows = pd.read_parquet(folder / "labels.parquet").merge(table.rows[["id", "label"]], on="id", how="left")
@@ -63,16 +69,34 @@ def clusters(folder: Path, table: ImageTable) -> dict[str, Any] | None:
             {
                 "number": cluster,
                 "size": len(members),
-                "share": len(members) / len(rows),
-                "purity": float(shares.max()) if len(shares) else 0.0,
+                "confidence": float(members["confidence"].mean()),
+                "purity": float(shares.max()) if len(shares) else None,
                 "classes": [(table.classes[int(label)], float(share)) for label, share in shares.items()],
             }
         )
-    found.sort(key=lambda cluster: (-cluster["purity"], -cluster["size"]))
+    labelled = all(cluster["purity"] is not None for cluster in found)
+    order = "purity" if labelled else "confidence"
+    found.sort(key=lambda cluster: (-cluster[order], -cluster["size"]))
     shown = found if len(found) <= CLUSTERS else found[: CLUSTERS // 2] + found[-CLUSTERS // 2 :]
     for cluster in shown:
         cluster["tiles"] = tiles(gallery[cluster["number"], : min(CLUSTER_IMAGES, cluster["size"])])
-    return {"shown": shown, "count": len(found), "scores": optional_json(folder / "scores.json") or {}}
+    pure, mixed = (
+        [cluster for cluster in shown if labelled and (cluster["purity"] >= PURE) == asked]
+        for asked in (True, False)
+    )
+    named = {f"Pure: {PURE:.0%} or more of one class": pure, "Mixed": mixed}
+    groups = named if labelled else {"By confidence": shown}
+    scores = optional_json(folder / "scores.json") or {}
+    sweep = scores.get("sweep")
+    return {
+        "groups": {title: group for title, group in groups.items() if group},
+        "shown": len(shown),
+        "count": len(found),
+        "order": order,
+        "method": CLUSTERINGS[scores.get("clustering", "kmeans")],
+        "scores": scores,
+        "sweep": sweep and {**sweep, "plot": plots.sweep(sweep["rows"], sweep["suggested"])},
+    }
 
 
 def classifier(folder: Path) -> dict[str, Any] | None:

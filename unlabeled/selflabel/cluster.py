@@ -1,72 +1,31 @@
-"""The self_label step: k-means on standardised features gives every train image a label that nobody wrote."""
+"""The self_label step: gives every train image a label that nobody wrote."""
 
-import math
 import time
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save
-from scipy.special import softmax
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
+import torch
 
-from unlabeled import progress
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
-from unlabeled.files import atomic_path, read_json, write_bytes, write_json
+from unlabeled.files import atomic_path, read_json, write_json
 from unlabeled.nets.encoder import CONFIG, load_encoder
 from unlabeled.parameters import SelfLabel
 from unlabeled.probes.features import Standardisation, accelerator, extract
+from unlabeled.selflabel.clusters import SCORES, Clusters, save_encoder
+from unlabeled.selflabel.kmeans import fit_kmeans
 from unlabeled.selflabel.metrics import cluster_scores
+from unlabeled.selflabel.scan import fit_scan
+from unlabeled.selflabel.sela import fit_sela
+from unlabeled.selflabel.self_training import self_train
+from unlabeled.selflabel.sweep import sweep_clusters
+from unlabeled.training.reproducible import reproducible
 
-LABELS, CLUSTERS, GALLERY, SCORES = "labels.parquet", "clusters.safetensors", "gallery.npy", "scores.json"
-RESTART_IMAGES = 20_000
+LABELS, GALLERY = "labels.parquet", "gallery.npy"
 GALLERY_IMAGES = 10
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """Centroids in standardised feature space, and how softly an image belongs to them.
-
-    p(k) = softmax_k(-|z - c_k|^2 / (2 temperature)), z = (feature - mean) / scale.
-
-    Attributes:
-        mean, scale: float32 (D,).
-        centroids: float32 (K, D).
-        temperature: float32 (1,).
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-    centroids: np.ndarray
-    temperature: np.ndarray
-
-    def distances(self, features: np.ndarray) -> np.ndarray:
-        """Return squared distances of features (N, D) to the centroids: float32 (N, K)."""
-        z = (features - self.mean) / self.scale
-        squares = np.square(z).sum(1, keepdims=True) + np.square(self.centroids).sum(1)
-        return np.maximum(squares - 2 * z @ self.centroids.T, 0)
-
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Return the soft assignment of features (N, D): float32 (N, K), rows sum to 1."""
-        return softmax(-self.distances(features) / (2 * self.temperature), axis=1)
-
-    @classmethod
-    def load(cls, folder: Path | str) -> "Clusters":
-        """Read the clusters of a self_label artifact.
-
-        Raises:
-            InputError: the folder is none.
-        """
-        path = Path(folder) / CLUSTERS
-        if not path.is_file():
-            raise InputError(f"{folder} is no self-label folder: {CLUSTERS} belongs there")
-        return cls(**load_file(path))
+METHODS = {"kmeans": fit_kmeans, "scan": fit_scan, "sela": fit_sela}
 
 
 def self_label(model: Path, table: Path, output: Path, parameters: SelfLabel, seed: int) -> dict[str, Any]:
@@ -74,9 +33,10 @@ def self_label(model: Path, table: Path, output: Path, parameters: SelfLabel, se
 
     Writes into `output`: labels.parquet (id, cluster, confidence; the train images in the table's order),
     clusters.safetensors (`Clusters`), gallery.npy (uint8 (K, 10, C, H, W): each cluster's images nearest to
-    its centroid, black where it has fewer) and scores.json (method, k, inertia per image, sizes, temperature,
-    mean confidence; with labels `cluster_scores` on test, or on train where test has no label, as `scored_on`
-    says).
+    their mean, black where it has fewer) and scores.json (method: of the pretraining; clustering: of
+    `parameters`; k, sizes, mean confidence, what the clustering says of itself; with labels `cluster_scores`
+    on test, or on train where test has no label, as `scored_on` says); after self-training model.safetensors
+    (`encoder.*`) and config.json too, of the encoder that the clusters then stand on.
 
     Returns:
         The scores and `seconds`.
@@ -90,33 +50,43 @@ def self_label(model: Path, table: Path, output: Path, parameters: SelfLabel, se
     k = number_of_clusters(parameters, images, len(train))
     encoder = load_encoder(model).to(accelerator())
     features = extract(encoder, images, train)
-    clusters, inertia = fit_clusters(features, k, parameters, seed)
-    distances = clusters.distances(features)
-    assignment = distances.argmin(1)
-    confidence = clusters.probabilities(features).max(1)
+    with reproducible(torch.get_num_threads()):
+        clusters, values = fit_clusters(features, k, parameters, seed)
+        if parameters.sweep:
+            values["sweep"] = sweep_clusters(Standardisation(features)(features), parameters.sweep, seed)
+        if parameters.self_training_steps:
+            encoder, clusters, values["self_training"] = self_train(
+                encoder, clusters, images, parameters, seed
+            )
+            features = extract(encoder, images, train)
+    probabilities = clusters.probabilities(features)
+    assignment, confidence = probabilities.argmax(1), probabilities.max(1)
     scores: dict[str, Any] = {
         "method": read_json(Path(model) / CONFIG)["method"],
+        "clustering": parameters.method,
         "k": k,
-        "inertia": inertia,
         "sizes": np.bincount(assignment, minlength=k).tolist(),
-        "temperature": float(clusters.temperature[0]),
         "confidence": float(confidence.mean()),
+        **values,
     }
     labels, test_labels = images.labels(train), images.labels(test)
     known = labels >= 0
     if len(np.unique(labels[known])) >= 2:
-        scored, truth, scores["scored_on"] = assignment[known], labels[known], "train"
+        scored, truth, scores["scored_on"] = probabilities[known], labels[known], "train"
         if (test_labels >= 0).any():
-            scored = clusters.distances(extract(encoder, images, test[test_labels >= 0])).argmin(1)
+            scored = clusters.probabilities(extract(encoder, images, test[test_labels >= 0]))
             truth, scores["scored_on"] = test_labels[test_labels >= 0], "test"
-        scores |= cluster_scores(assignment[known], labels[known], scored, truth, k, len(images.classes))
+        fitted_on = assignment[known], labels[known]
+        scores |= cluster_scores(*fitted_on, scored.argmax(1), truth, k, len(images.classes), scored)
 
     with atomic_path(output) as folder:
         folder.mkdir()
         frame = {"id": images.rows["id"].to_numpy()[train], "cluster": assignment, "confidence": confidence}
         pd.DataFrame(frame).to_parquet(folder / LABELS)
-        write_bytes(folder / CLUSTERS, save(vars(clusters)))
-        np.save(folder / GALLERY, gallery(images, train, distances, assignment))
+        clusters.save(folder)
+        if parameters.self_training_steps:
+            save_encoder(folder, encoder, scores["method"])
+        np.save(folder / GALLERY, gallery(images, train, features, clusters.scale, assignment, k))
         write_json(folder / SCORES, scores)
     return {**scores, "seconds": time.perf_counter() - started}
 
@@ -137,53 +107,30 @@ def number_of_clusters(parameters: SelfLabel, table: ImageTable, images: int) ->
     )
 
 
-def fit_clusters(features: np.ndarray, k: int, parameters: SelfLabel, seed: int) -> tuple[Clusters, float]:
-    """Return k-means clusters of features (N, D) and their inertia per image.
-
-    Lloyd's algorithm from k-means++ starts (Arthur & Vassilvitskii 2007), best of `restarts` by inertia.
-    Beyond 20,000 images all restarts run on the same random 20,000, so that their inertias compare, and the
-    best one goes on over all images.
-
-    The temperature makes the median image's own cluster nine times as probable as its next.
-    """
+def fit_clusters(
+    features: np.ndarray, k: int, parameters: SelfLabel, seed: int
+) -> tuple[Clusters, dict[str, Any]]:
+    """Return the clusters of features (N, D) by `parameters.method`, and what the method says of them."""
     standardise = Standardisation(features)
-    z = standardise(features)
-    sample = z
-    if len(z) > RESTART_IMAGES:
-        sample = z[np.sort(np.random.default_rng(seed).choice(len(z), RESTART_IMAGES, replace=False))]
-    best: KMeans | None = None
-    # scikit-learn adds up its threads' parts in the order they end: one thread alone repeats bit for bit.
-    with threadpool_limits(1, user_api="openmp"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than clusters
-        for restart in range(parameters.restarts):
-            run = KMeans(
-                k, n_init=1, max_iter=parameters.iterations, random_state=(seed + restart) % 2**32
-            ).fit(sample)
-            if best is None or run.inertia_ < best.inertia_:
-                best = run
-            progress.report(restart + 1, parameters.restarts, "restarts", inertia=best.inertia_ / len(sample))
-        assert best is not None
-        if sample is not z:
-            best = KMeans(k, init=best.cluster_centers_, n_init=1, max_iter=parameters.iterations).fit(z)
-    clusters = Clusters(
-        standardise.mean, standardise.scale, best.cluster_centers_.astype(np.float32), np.ones(1, np.float32)
-    )
-    margin = 0.0
-    if k > 1:
-        nearest = np.partition(clusters.distances(features), 1, axis=1)
-        margin = float(np.median(nearest[:, 1] - nearest[:, 0]))
-    if margin > 0:
-        clusters.temperature[0] = margin / (2 * math.log(9))
-    return clusters, float(best.inertia_) / len(features)
+    weight, bias, values = METHODS[parameters.method](standardise(features), k, parameters, seed)
+    return Clusters(standardise.mean, standardise.scale, weight, bias), values
 
 
 def gallery(
-    table: ImageTable, train: np.ndarray, distances: np.ndarray, assignment: np.ndarray
+    table: ImageTable,
+    train: np.ndarray,
+    features: np.ndarray,
+    scale: np.ndarray,
+    assignment: np.ndarray,
+    k: int,
 ) -> np.ndarray:
-    """Return uint8 (K, 10, C, H, W): of each cluster the images nearest to its centroid, nearest first."""
-    pictures = np.zeros((distances.shape[1], GALLERY_IMAGES, *table.image_shape), np.uint8)
-    for cluster in range(len(pictures)):
+    """Return uint8 (K, 10, C, H, W): of each cluster the images nearest to their mean, nearest first."""
+    pictures = np.zeros((k, GALLERY_IMAGES, *table.image_shape), np.uint8)
+    for cluster in range(k):
         members = np.flatnonzero(assignment == cluster)
-        central = members[np.argsort(distances[members, cluster], kind="stable")[:GALLERY_IMAGES]]
-        pictures[cluster, : len(central)] = table.images(train[central])
+        if len(members):
+            z = features[members] / scale
+            distances = np.square(z - z.mean(0)).sum(1)
+            central = members[np.argsort(distances, kind="stable")[:GALLERY_IMAGES]]
+            pictures[cluster, : len(central)] = table.images(train[central])
     return pictures
