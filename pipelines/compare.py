@@ -1,0 +1,152 @@
+"""`unlabeled compare`: methods side by side on the same images and the same labels."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.options import (
+    DEFAULT_WORKSPACE,
+    Data,
+    Json,
+    ParametersFile,
+    Profile,
+    Seed,
+    Set,
+    Workspace,
+    open_workspace,
+    parameters_of,
+)
+from unlabeled.errors import InputError
+
+app = typer.Typer(help="Compare methods on the same images and the same labels.", no_args_is_help=True)
+
+
+@app.command()
+def labels(
+    data: Data = None,
+    shares: Annotated[
+        str | None, typer.Option(help="Shares of the train labels, comma-separated; default: 0.01,0.1.")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="Draws of the labels.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Rows of the table, comma-separated; default: all.")
+    ] = None,
+    profile: Profile = "cpu",
+    seed: Seed = None,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    set_: Set = None,
+    parameters: ParametersFile = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """What few labels are worth to each method; the same command again goes on where it was stopped."""
+    set_ = list(set_ or [])
+    if shares is not None:
+        set_.append(f"few_labels.shares=[{shares}]")
+    if draws is not None:
+        set_.append(f"few_labels.draws={draws}")
+    wanted = parameters_of(profile, data, None, seed, set_, parameters)
+    workspace = open_workspace(workspace)
+
+    from rich.console import Console
+
+    from pipelines import display, label_efficiency, local
+
+    arguments = _arguments(wanted, methods, workspace / "cache")
+    folder = label_efficiency.open_comparison(workspace, arguments)
+    console = Console(stderr=True)
+    if not (folder / label_efficiency.REPORT).exists():
+        console.print(f"comparison in {folder}", highlight=False, soft_wrap=True)
+        local.execute(
+            folder,
+            lambda events, ended: display.watch(events, ended, console),
+            module="pipelines.label_efficiency",
+        )
+    result = json.loads((folder / label_efficiency.SUMMARY).read_text())
+    if as_json:
+        print(json.dumps(result, indent=2, sort_keys=True))
+    else:
+        _print_table(result, folder / label_efficiency.REPORT)
+
+
+@app.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
+        "label-efficiency.yaml"
+    ),
+) -> None:
+    """Compile the comparison for Kubeflow."""
+    from pipelines.cluster import compile_pipeline
+    from pipelines.label_efficiency import label_efficiency
+
+    compile_pipeline(output, label_efficiency)
+    print(output)
+
+
+def _arguments(wanted: Any, methods: str | None, cache: Path) -> dict[str, Any]:
+    """Return the arguments of `pipelines.label_efficiency.label_efficiency`."""
+    from pipelines.request import PARALLEL_METHODS, resolve
+    from unlabeled.data.sources import data_digest
+    from unlabeled.digest import code_digest
+    from unlabeled.probes.few_labels.methods import METHODS, find_method
+
+    names = (
+        list(METHODS) if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    )
+    if not names:
+        raise InputError(f"--methods names no row; valid: {', '.join(METHODS)}")
+    grouped: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        grouped.setdefault(find_method(name).pretraining, []).append(name)
+    threads = wanted.training.threads or max(
+        1, len(os.sched_getaffinity(0)) // min(len(grouped), PARALLEL_METHODS)
+    )
+    signals = tuple(signal for signal in grouped if signal)
+    asked = wanted.model_copy(
+        update={"methods": signals, "training": wanted.training.model_copy(update={"threads": threads})}
+    )
+    asked = resolve(asked)
+    return {
+        "source": asked.data,
+        "data_digest": data_digest(asked.data, cache),
+        "code_digest": code_digest(),
+        "groups": [{"name": signal or "scratch", "methods": rows} for signal, rows in grouped.items()],
+        "ingest_parameters": asked.ingest.model_dump(mode="json"),
+        # As text: in a dict KFP would turn integers into floats and lose the order.
+        "parameters": json.dumps(asked.model_dump(mode="json"), sort_keys=True),
+    }
+
+
+def _print_table(result: dict[str, Any], report: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from unlabeled.report.label_efficiency import spread
+
+    shares = sorted(
+        {cell["share"]: cell["labels"] for row in result["rows"] for cell in row["shares"]}.items()
+    )
+    columns = [f"{100 * share:g} %, {labels:,} labels" if share else "no label" for share, labels in shares]
+    headed = (title for column in columns for title in (column, f"top {result['k']}"))
+    table = Table("method", *headed, box=box.SIMPLE)
+    for row in result["rows"]:
+        scores = {cell["share"]: cell for cell in row["shares"]}
+        cells = (scores.get(share) for share, _ in shares)
+        texts = ((spread(cell["top1"]), spread(cell["topk"])) if cell else ("–", "–") for cell in cells)
+        table.add_row(row["title"], *(text for pair in texts for text in pair))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table, highlight=False)
+    few = result["settings"]["few_labels"]
+    console.print(
+        f"Test accuracy, per cent, over {few['draws']} draws. Settings chosen on {few['held_out_share']:.0%} of the "
+        f"labels given. Matching clusters to classes tells up to {result['matching_bits']:.1f} bits of the labels.",
+        highlight=False,
+    )
+    for subset in result["subsets"]:
+        given = f"{subset['share']:g}, draw {subset['draw']}: {subset['labels']:,} images"
+        print(f"labels   {given}, sha256 {subset['images'][:16]}")
+    print(f"report   {report}")
