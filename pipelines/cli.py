@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import bench, by_hand
+from pipelines import ablate, bench, by_hand, compare, kubeflow
 from pipelines.options import (
     DEFAULT_WORKSPACE,
     Data,
@@ -19,6 +19,7 @@ from pipelines.options import (
     Seed,
     Set,
     Workspace,
+    open_workspace,
     parameters_of,
 )
 from unlabeled.errors import CheckFailed, InputError
@@ -63,7 +64,7 @@ def run(
 ) -> None:
     """Run the whole pipeline on this machine; the same command again goes on where it was stopped."""
     wanted = parameters_of(profile, data, methods, seed, set_, parameters)
-    workspace = _workspace(workspace)
+    workspace = open_workspace(workspace)
 
     from rich.console import Console
 
@@ -200,96 +201,12 @@ def predict(
             "image": row["image"],
             "class": f"{row['class']} {row['class_probability']:.1%}",
             "cluster": f"{row['cluster']} {row['cluster_probability']:.1%}",
+            "its class": row["cluster_class"],
             "nearest training images": ", ".join(item["id"] for item in row["nearest"]),
         }
         for row in rows
     ]
     _print_table(flat, list(flat[0]))
-
-
-@app.command("compile")
-def compile_(
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("pipeline.yaml"),
-) -> None:
-    """Compile the pipeline for Kubeflow."""
-    from pipelines.cluster import compile_pipeline
-
-    compile_pipeline(output)
-    print(output)
-
-
-Host = Annotated[str, typer.Option(envvar="KFP_HOST", help="URL of the Kubeflow Pipelines API.")]
-Experiment = Annotated[str, typer.Option(help="Kubeflow experiment.")]
-Namespace = Annotated[str | None, typer.Option(help="Kubernetes namespace of the user.")]
-RegistryUrl = Annotated[str, typer.Option("--registry", help="Git URL of the registry.")]
-Remote = Annotated[str, typer.Option(help="URL of the registry's DVC remote.")]
-Digest = Annotated[str, typer.Option("--data-digest", help="DVC digest of data that is not on this machine.")]
-
-
-@app.command()
-def submit(
-    host: Host,
-    registry: RegistryUrl,
-    remote: Remote,
-    experiment: Experiment = "unlabeled",
-    namespace: Namespace = None,
-    profile: Profile = "cpu",
-    data: Data = None,
-    data_digest: Digest = "",
-    methods: Methods = None,
-    seed: Seed = None,
-    set_: Set = None,
-    parameters: ParametersFile = None,
-    workspace: Workspace = DEFAULT_WORKSPACE,
-) -> None:
-    """Start one run on Kubeflow."""
-    import time
-
-    from pipelines import cluster, request
-
-    asked = request.resolve(parameters_of(profile, data, methods, seed, set_, parameters))
-    arguments = request.pipeline_arguments(asked, workspace / "cache", registry, remote, digest=data_digest)
-    name = f"{request.short_name(asked.data)}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-    print(cluster.submit(host, experiment, name, {"run": name, **arguments}, namespace))
-
-
-@app.command()
-def schedule(
-    host: Host,
-    registry: RegistryUrl,
-    remote: Remote,
-    cron: Annotated[str, typer.Option(help="Six fields, seconds first, as '0 0 3 * * *'.")],
-    name: Annotated[
-        str, typer.Option(help="Name of the recurring run; one of that name is replaced.")
-    ] = "unlabeled",
-    experiment: Experiment = "unlabeled",
-    namespace: Namespace = None,
-    profile: Profile = "cpu",
-    data: Data = None,
-    data_digest: Digest = "",
-    methods: Methods = None,
-    seed: Seed = None,
-    set_: Set = None,
-    parameters: ParametersFile = None,
-    workspace: Workspace = DEFAULT_WORKSPACE,
-) -> None:
-    """Run the pipeline on Kubeflow again and again."""
-    from pipelines import cluster, request
-
-    cluster.check_cron(cron)
-    asked = request.resolve(parameters_of(profile, data, methods, seed, set_, parameters))
-    arguments = request.pipeline_arguments(asked, workspace / "cache", registry, remote, digest=data_digest)
-    arguments = {"run": f"{name}-[[ScheduledTime]]", **arguments}
-    print(cluster.schedule(host, experiment, name, cron, arguments, namespace))
-
-
-def _workspace(folder: Path) -> Path:
-    folder = folder.resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"workspace {folder}: {error.strerror}; give another with --workspace") from None
-    return folder
 
 
 def _registry(workspace: Path) -> Any:
@@ -362,7 +279,10 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
         print(f"next     unlabeled {command}")
 
 
+app.add_typer(kubeflow.app)
 app.add_typer(by_hand.app)
+app.add_typer(ablate.app, name="ablate")
+app.add_typer(compare.app, name="compare")
 app.add_typer(bench.app, name="bench")
 
 if __name__ == "__main__":

@@ -94,8 +94,12 @@ def watch(events: Path, ended: Callable[[], bool], console: Console) -> None:
             if not console.is_terminal:
                 _log(console, event["step"], step, event["event"], printed)
 
+    def newest() -> dict[str, StepState]:
+        """The steps that the terminal has room for: a loop may have more than fit."""
+        return dict(list(steps.items())[-max(1, console.height - 2) :])
+
     if console.is_terminal:
-        with Live(console=console, refresh_per_second=5, get_renderable=lambda: _table(steps)):
+        with Live(console=console, refresh_per_second=5, get_renderable=lambda: _table(newest())):
             while not ended():
                 follow()
                 time.sleep(0.1)

@@ -43,13 +43,19 @@ def open_run(workspace: Path, arguments: dict[str, Any]) -> Path:
     return folder
 
 
-def execute(folder: Path, watch: Callable[[Path, Callable[[], bool]], None], cache: bool = True) -> None:
+def execute(
+    folder: Path,
+    watch: Callable[[Path, Callable[[], bool]], None],
+    cache: bool = True,
+    module: str = "pipelines.local",
+) -> None:
     """Run the pipeline of `folder/request.json`; its artifacts, `record.json` and `report.html` end up in the folder.
 
     Args:
         folder: `<workspace>/runs/<run-id>`.
         watch: draws the progress file (first argument) until the second, called, says that the pipeline has ended.
         cache: reuse the steps of earlier runs.
+        module: what is executed: `python -m MODULE FOLDER cached|fresh` runs the pipeline.
 
     Raises:
         InputError: a step refused its input, or the run is in progress in another process.
@@ -65,7 +71,7 @@ def execute(folder: Path, watch: Callable[[Path, Callable[[], bool]], None], cac
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        command = [sys.executable, "-m", "pipelines.local", str(folder), "cached" if cache else "fresh"]
+        command = [sys.executable, "-m", module, str(folder), "cached" if cache else "fresh"]
         with open(folder / LOG, "ab") as log:
             worker = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -120,10 +126,9 @@ def _failure(folder: Path) -> Exception:
     return CheckFailed(f"step {first['step']} failed: {first['message']}{log}")
 
 
-def _run_pipeline(folder: Path, cache: bool) -> None:
+def start_runner(folder: Path, cache: bool) -> None:
+    """Make this process, started by `execute`, KFP's local runner; it ends with the process that started it."""
     from kfp import local
-
-    from pipelines.training import training
 
     _die_with_parent()
     work = folder.parent.parent / "cache"
@@ -133,6 +138,12 @@ def _run_pipeline(folder: Path, cache: bool) -> None:
         cache_root=str(work / "steps"),
         enable_caching=cache,
     )
+
+
+def _run_pipeline(folder: Path, cache: bool) -> None:
+    from pipelines.training import training
+
+    start_runner(folder, cache)
     run = training(**read_json(folder / REQUEST)["arguments"])
     bundle, report = Path(run.outputs["bundle"].path), Path(run.outputs["report"].path)
     for artifact in sorted(bundle.iterdir(), key=lambda path: path.name == RECORD):

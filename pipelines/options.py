@@ -54,6 +54,16 @@ def parameters_of(
     return _with_all_methods(parameters) if methods == "all" else parameters
 
 
+def open_workspace(folder: Path) -> Path:
+    """Return the workspace's full path, made unless it is there."""
+    folder = folder.resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workspace {folder}: {error.strerror}; give another with --workspace") from None
+    return folder
+
+
 def _with_all_methods(parameters: Any) -> Any:
     """Ask for every method that the data serves: those that need colour only where colour is certain."""
     from unlabeled.data.stamps import STAMPS

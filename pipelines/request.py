@@ -8,6 +8,7 @@ from typing import Any
 
 from unlabeled.data.sources import data_digest
 from unlabeled.digest import code_digest, json_digest
+from unlabeled.errors import InputError
 from unlabeled.parameters import Parameters
 from unlabeled.signals import method_settings
 
@@ -16,11 +17,11 @@ SECTIONS = ("ingest", "validation", "encoder", "training", "self_label", "evalua
 PARALLEL_METHODS = 2
 
 
-def resolve(parameters: Parameters) -> Parameters:
+def resolve(parameters: Parameters, on_cluster: bool = False) -> Parameters:
     """Return the parameters with nothing left open: settings of each method checked, threads counted.
 
     Raises:
-        InputError: a method or one of its settings is unknown or wrong.
+        InputError: a method or one of its settings is unknown or wrong, or several nodes are asked of this machine.
     """
     methods = {name: method_settings(name, parameters.pretrain.get(name, {})) for name in parameters.methods}
     for name in parameters.pretrain.keys() - methods.keys():
@@ -29,7 +30,19 @@ def resolve(parameters: Parameters) -> Parameters:
     if not threads:
         threads = max(1, len(os.sched_getaffinity(0)) // min(len(methods), PARALLEL_METHODS))
     training = parameters.training.model_copy(update={"threads": threads})
-    return parameters.model_copy(update={"pretrain": methods, "training": training})
+    resolved = parameters.model_copy(update={"pretrain": methods, "training": training})
+    if nodes(resolved) > 1 and not on_cluster:
+        raise InputError(
+            f"training.nodes is {nodes(resolved)}, this machine is one: several nodes train on Kubeflow, "
+            "`unlabeled submit` starts them"
+        )
+    return resolved
+
+
+def nodes(parameters: Parameters) -> int:
+    """Return the most nodes that a method of resolved parameters trains on."""
+    own = [settings["training"].get("nodes", 1) for settings in parameters.pretrain.values()]
+    return max(parameters.training.nodes, *own)
 
 
 def pipeline_arguments(

@@ -32,7 +32,7 @@ def compiled(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def spec(compiled) -> dict:
-    return yaml.safe_load(compiled.read_text())
+    return next(yaml.safe_load_all(compiled.read_text()))
 
 
 def test_compiles_to_the_golden_file(compiled):

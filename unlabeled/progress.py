@@ -1,10 +1,12 @@
 """Progress of long steps, as JSON lines in the file named by the environment variable UNLABELED_PROGRESS.
 
-The process that started the pipeline reads the file and draws it. Without the variable nothing is written.
+The process that started the pipeline reads the file and draws it. `-` is standard error: the log of a pod. Without
+the variable nothing is written.
 """
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "UNLABELED_PROGRESS"
+VARIABLE, LOG = "UNLABELED_PROGRESS", "-"
 _step: ContextVar[str] = ContextVar("step", default="")
 _last_report = 0.0
 
@@ -23,6 +25,9 @@ def emit(event: str, **fields: Any) -> None:
     if not path:
         return
     line = json.dumps({"time": time.time(), "step": _step.get(), "event": event, **fields}) + "\n"
+    if path == LOG:
+        print(line, end="", file=sys.stderr, flush=True)
+        return
     # One write of a short line with O_APPEND: lines of parallel steps never interleave.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -32,10 +37,13 @@ def emit(event: str, **fields: Any) -> None:
 
 
 def report(done: int, total: int, unit: str = "", **values: float) -> None:
-    """Tell how far the current step is (`done` of `total` units) and its values, five times a second at most."""
+    """Tell how far the current step is (`done` of `total` units) and its values, five times a second at most.
+
+    In a log twice a minute: there every line stays.
+    """
     global _last_report
-    now = time.monotonic()
-    if done < total and now - _last_report < 0.2:
+    now, pause = time.monotonic(), 30 if os.environ.get(VARIABLE) == LOG else 0.2
+    if done < total and now - _last_report < pause:
         return
     _last_report = now
     emit("progress", done=done, total=total, unit=unit, values=values)

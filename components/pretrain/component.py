@@ -19,6 +19,7 @@ def pretrain(
     import shutil
     from pathlib import Path
 
+    from components.pretrain import train_job
     from unlabeled.lineage.step import step
     from unlabeled.parameters import Encoder, Training, validated
     from unlabeled.training import pretrain
@@ -30,8 +31,7 @@ def pretrain(
         net, settings = validated(Encoder, encoder, "encoder"), validated(Training, training, "training")
         key = [method, net.model_dump(), settings.model_dump(), seed, table.metadata["digest"], code_digest]
         checkpoints = checkpoint_folder(*key)
-        result.update(
-            pretrain.pretrain(Path(table.path), Path(model.path), method, net, settings, seed, checkpoints)
-        )
+        train = train_job.pretrain if train_job.wanted() else pretrain.pretrain
+        result.update(train(Path(table.path), Path(model.path), method, net, settings, seed, checkpoints))
         # They serve an unfinished training; a finished one that is asked for anew starts anew.
         shutil.rmtree(checkpoints, ignore_errors=True)

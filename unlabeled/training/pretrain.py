@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--training", type=json.loads, default={}, help="JSON: the training section")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoints", type=Path, help="default: none are kept")
+    parser.add_argument("--result", type=Path, help="JSON file to write what is printed to as well")
     given = parser.parse_args()
     encoder = parameters.validated(parameters.Encoder, given.encoder, "encoder")
     training = parameters.validated(Training, given.training, "training")
@@ -184,6 +185,8 @@ def main() -> None:
         result = pretrain(given.table, given.model, given.method, encoder, training, given.seed, checkpoints)
     if int(os.environ.get("RANK", 0)) == 0:
         print(json.dumps(result))
+        if given.result:
+            write_json(given.result, result)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ def resolve_training(
         if value != Training.model_fields[key].default
     }
     training = Training(**{**kind.training_defaults, **chosen, **overrides})
+    if processes() % training.nodes:
+        raise InputError(
+            f"training.nodes is {training.nodes}, here {processes()} process trains: several nodes train on Kubeflow, "
+            "by a pipeline that was compiled or submitted for them"
+        )
     batches = Batches(table, training.batch_size, 0, 0, processes())
     if batches.batch_size < 2 * processes():
         raise InputError(

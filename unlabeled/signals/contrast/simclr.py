@@ -86,8 +86,12 @@ class SimCLR(Signal):
         """Return a random view, float (B, C, H, W) in [0, 1], of each of the uint8 images."""
         return contrastive_view(images, self.crop, self.color, self.grayscale, self.blur, self.blur_sigma)
 
+    def two_views(self, images: Tensor) -> Tensor:
+        """Return float (2B, C, H, W): a view of each of the uint8 images, then a second one of each."""
+        return self.view(images.repeat(2, 1, 1, 1))
+
     def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        features = self.encoder(self.view(images.repeat(2, 1, 1, 1)))
+        features = self.encoder(self.two_views(images))
         z1, z2 = self.projector(features).chunk(2)
         logits, partner = contrast_logits(z1, z2, self.temperature)
         loss = F.cross_entropy(logits, partner)
