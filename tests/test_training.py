@@ -478,9 +478,9 @@ def test_compiled_training_is_the_same_training_and_repeats(table: Path, tmp_pat
         [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("a", "eager")
     )
-    assert compiled[0] == pytest.approx(eager[0], rel=1e-4) and compiled[-1] == pytest.approx(
-        eager[-1], rel=0.05
-    )
+    # In bfloat16 fused operations round less often: 1/256 at a time.
+    assert compiled[0] == pytest.approx(eager[0], rel=4e-3)
+    assert compiled[-1] == pytest.approx(eager[-1], rel=0.05)
 
 
 # Methods to come fit the loop
