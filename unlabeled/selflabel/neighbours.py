@@ -19,11 +19,14 @@ def mine_neighbours(features: Tensor, count: int, queries: int = 1_000, candidat
     """
     unit = F.normalize(features, dim=1)
     nearest = []
+    # One block serves all: a fresh one each time costs half as much as the products.
+    block = unit.new_empty(min(queries, len(unit)), min(candidates, len(unit)))
     for start in range(0, len(unit), queries):
         rows = unit[start : start + queries]
         best, found = rows.new_empty(len(rows), 0), torch.empty_like(rows[:, :0], dtype=torch.int64)
         for first in range(0, len(unit), candidates):
-            cosines = rows @ unit[first : first + candidates].T
+            some = unit[first : first + candidates]
+            cosines = torch.mm(rows, some.T, out=block[: len(rows), : len(some)])
             cosines.diagonal(start - first).fill_(-torch.inf)  # where an image meets itself
             values, columns = cosines.topk(min(count, cosines.shape[1]))
             values, columns = torch.cat((best, values), 1), torch.cat((found, columns + first), 1)
