@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,6 +51,8 @@ def resnet18(channels: int, size: int) -> tuple[nn.Module, int]:
 
     Images of up to 64 px get SimCLR's stem for small images: a 3x3 convolution of stride 1, no max-pool.
     """
+    import torchvision  # seconds: only where it is asked for
+
     net = torchvision.models.resnet18(weights=None)
     small = size <= 64
     stem = (
