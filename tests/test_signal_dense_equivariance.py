@@ -67,6 +67,20 @@ def strong_warp(count: int, seed: int = 0) -> Warp:
 # Warps
 
 
+def test_the_weights_of_a_warp_are_its_lookup() -> None:
+    """One product of matrices gives what `grid_sample` does, borders included; gradients too."""
+    warp = random_warp(torch.rand(6, 1, 28, 28), degrees=60, scale=0.3, shift=0.4, wave=0.2)
+    maps = torch.rand(6, 3, 4, 7, requires_grad=True)
+    weights = warp.weights(maps)
+    assert torch.allclose(weights.sum(-1), torch.ones(6, 28), atol=1e-6)
+    looked_up, multiplied = warp.apply(maps).flatten(2), maps.flatten(2) @ weights.mT
+    assert torch.allclose(multiplied, looked_up, atol=1e-6)
+    by_lookup, by_product = (
+        torch.autograd.grad(moved.square().sum(), maps)[0] for moved in (looked_up, multiplied)
+    )
+    assert torch.allclose(by_product, by_lookup, atol=1e-5)
+
+
 def test_the_identity_keeps_points_and_images() -> None:
     images = torch.rand(3, 2, 9, 9)
     points = cell_centres(images).expand(3, -1, -1)

@@ -54,6 +54,20 @@ class Warp:
         grid = sources.view(len(maps), *maps.shape[-2:], 2).to(maps.dtype)
         return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
+    def weights(self, maps: Tensor) -> Tensor:
+        """Return float (B, h · w, h · w), whose product with the cells of maps (…, h, w) warps them.
+
+        Row u holds the share of each cell in the result at u, as `apply` takes it. For small maps of many
+        channels: one product of matrices is faster than looking up every channel by itself.
+        """
+        height, width = maps.shape[-2:]
+        cells = cell_centres(maps)
+        sources = self.inverse(cells.expand(len(self.shifts), -1, -1)).clamp(cells.amin(0), cells.amax(0))
+        distances = (
+            (sources.unsqueeze(2) - cells).abs() * torch.tensor((width, height), device=maps.device) / 2
+        )
+        return (1 - distances).clamp(min=0).prod(-1)
+
     def _wave(self, axis: int, along: Tensor) -> Tensor:
         amplitude, frequency, phase = self.waves[:, axis].unsqueeze(-1).unbind(1)
         return amplitude * torch.sin(frequency * along + phase)

@@ -144,17 +144,19 @@ class DenseEquivariance(Signal):
         maps = self.encoder.feature_map(pair)
         descriptors, others = self.describe(maps).chunk(2)
         cells = views.cell_centres(descriptors)
-        chosen = torch.randperm(len(cells), device=images.device)[: self.points]
-        targets = warp.forward(cells[chosen].expand(len(images), -1, -1))
-        p = correspondence(descriptors.flatten(2)[..., chosen], others.flatten(2), self.sharpness)
+        looked_for, points = descriptors.flatten(2), cells
+        if self.points < len(cells):
+            chosen = torch.randperm(len(cells), device=images.device)[: self.points]
+            looked_for, points = looked_for[..., chosen], cells[chosen]
+        targets = warp.forward(points.expand(len(images), -1, -1))
+        p = correspondence(looked_for, others.flatten(2), self.sharpness)
         matching = correspondence_loss(
             p, targets * self.pixels, cells * self.pixels, views.in_frame(targets), self.power
         )
-        original_maps, warped_maps = maps.chunk(2)
+        original_maps, warped_maps = maps.flatten(2).chunk(2)
+        moved = original_maps.float() @ warp.weights(maps).mT
         sources = warp.inverse(views.cell_centres(maps).expand(len(images), -1, -1))
-        difference = map_loss(
-            warped_maps.flatten(2), warp.apply(original_maps).flatten(2), views.in_frame(sources)
-        )
+        difference = map_loss(warped_maps, moved, views.in_frame(sources))
         hinge, covariance = spread_losses(maps.flatten(2))
         loss = matching + self.map_weight * difference
         loss = loss + self.spread_weights[0] * hinge + self.spread_weights[1] * covariance
