@@ -43,9 +43,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 def compute_seconds(folder: Path) -> dict[str, float]:
     """Return each step's own compute, as the step logged it."""
-    return {
-        step["name"]: step["seconds"] for step in json.loads((folder / "record.json").read_text())["steps"]
-    }
+    record = json.loads((folder / "record.json").read_text())
+    return {step["name"]: step["seconds"] for step in record["predicate"]["steps"]}
 
 
 def kill_and_resume(workspace: Path, kills: int, seconds: float, *arguments: str) -> Path:
