@@ -21,8 +21,8 @@ def drift_watch(
     recent: str,
     code_digest: str,
     parameters: dict,
-    seed: int = 0,
-    url: str = "",
+    seed: int,
+    url: str,
 ) -> Outputs:
     """Measure, then fail where there is drift: KFP keeps no report of a step that fails, so these are two.
 
@@ -48,5 +48,5 @@ def drift_watch(
     )
     # What lies at `recent` changes under its name.
     measured.set_caching_options(enable_caching=False)
-    drift_alert(summary=measured.outputs["summary"], code_digest=code_digest).set_caching_options(False)
+    drift_alert(summary=measured.outputs["summary"], code_digest=code_digest)
     return Outputs(summary=measured.outputs["summary"], report=measured.outputs["report"])

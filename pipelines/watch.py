@@ -73,6 +73,9 @@ def _print_summary(result: dict[str, Any], report: Path) -> None:
         f"distance {result['distance']:.2g}, threshold {result['threshold']:.2g}, p {result['p_value']:.2g}; "
         f"held-out images {result['held_out_distance']:.2g}"
     )
-    for name, key in (("clusters", "cluster_distance"), ("nearest", "similarity")):
-        print(f"{name} {result[key]['recent']:.3f}; held-out images {result[key]['held_out']:.3f}")
+    for name, key, what in (
+        ("clusters", "cluster_distance", "Jensen-Shannon distance to the training shares"),
+        ("nearest ", "similarity", "median cosine to the nearest training image"),
+    ):
+        print(f"{name} {result[key]['recent']:.3f} {what}; held-out images {result[key]['held_out']:.3f}")
     print(f"report   {report}")
