@@ -80,7 +80,7 @@ def measure_drift(
     recent = read_recent(source, index.image_shape, parameters, seed)
     embeddings = recent.embeddings
     if recent.images is not None:
-        embeddings = _embed(recent.images, folder / ENCODER, url)
+        embeddings = embed(recent.images, folder / ENCODER, url)
     if embeddings.shape[1] != index.embeddings.shape[1]:
         raise InputError(
             f"{source} holds embeddings of {embeddings.shape[1]} numbers, the encoder of run {run} answers with "
@@ -133,7 +133,7 @@ def check_drift(summary: dict[str, Any]) -> None:
         )
 
 
-def _embed(images: np.ndarray, encoder: Path, url: str) -> np.ndarray:
+def embed(images: np.ndarray, encoder: Path, url: str) -> np.ndarray:
     """Return what the encoder, or the server at `url`, answers to uint8 images (N, C, H, W): float32 (N, D)."""
     config = read_config(encoder / CONFIG)
     output = config.output[0]

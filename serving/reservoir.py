@@ -58,12 +58,11 @@ class Reservoir:
             for row in rows:
                 if self._rows and row.shape != self._rows[0].shape:
                     raise InputError(f"{self.path} is a log of {self._rows[0].shape}, got {row.shape}")
-                place = self._seen if self._seen < self.size else int(self._random.integers(self._seen + 1))
-                if place == len(self._rows):
-                    self._rows.append(row.copy())
-                elif place < self.size:
-                    self._rows[place] = row.copy()
                 self._seen += 1
+                if self._seen <= self.size:
+                    self._rows.append(row.copy())
+                elif (place := int(self._random.integers(self._seen))) < self.size:
+                    self._rows[place] = row.copy()
 
     def close(self) -> None:
         """Write what is there."""
