@@ -100,10 +100,10 @@ def _index(model: Path, images: ImageTable, chosen: np.ndarray) -> dict[str, np.
     return {
         "ids": images.rows["id"].to_numpy()[chosen].astype(str),
         "embeddings": unit(extract(encoder, images, chosen)),
-        "held_out": unit(extract(encoder, images, held_out)),
         "thumbnails": np.concatenate(
             [_thumbnails(images.images(part)) for part in np.array_split(chosen, max(1, len(chosen) // 500))]
         ),
+        "held_out": unit(extract(encoder, images, held_out)),
     }
 
 

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from unlabeled.files import write_bytes
 from unlabeled.report.plots import ACCENT, INK, LINE, MUTED, STYLE, WARM, data_uri, svg
@@ -87,7 +87,7 @@ def _shares(clusters: Sequence[dict[str, Any]]) -> Markup:
         for offset, (name, colour) in enumerate(COLOURS.items()):
             shares = [cluster[name] for cluster in clusters]
             axes.bar(places + 0.27 * (offset - 1), shares, 0.25, color=colour, label=name.replace("_", "-"))
-        axes.set_xticks(places, [str(cluster["cluster"]) for cluster in clusters])
+        axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
         axes.set(xlabel="cluster", ylabel="share of the images")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
