@@ -66,13 +66,14 @@ def submit(
     arguments: dict[str, Any],
     namespace: str | None,
     cluster: Cluster | None = None,
+    pipeline: Any = training,
 ) -> str:
     """Start one run on the Kubeflow Pipelines server at `host`; return its id.
 
     Raises:
         InputError: the server does not answer or refuses.
     """
-    with pipelines_client(host, namespace) as client, _compiled(cluster) as package:
+    with pipelines_client(host, namespace) as client, _compiled(pipeline, cluster) as package:
         result = client.create_run_from_pipeline_package(
             str(package), arguments, run_name=run, experiment_name=experiment, namespace=namespace
         )
@@ -87,6 +88,7 @@ def schedule(
     arguments: dict[str, Any],
     namespace: str | None,
     cluster: Cluster | None = None,
+    pipeline: Any = training,
 ) -> str:
     """Make (or make anew) the recurring run `name`; return its id. One run at a time, missed ones are not made up for.
 
@@ -94,7 +96,7 @@ def schedule(
         InputError: the cron expression is not valid, or the server does not answer or refuses.
     """
     check_cron(cron)
-    with pipelines_client(host, namespace) as client, _compiled(cluster) as package:
+    with pipelines_client(host, namespace) as client, _compiled(pipeline, cluster) as package:
         experiment_id = client.create_experiment(experiment, namespace=namespace).experiment_id
         # The API has no update: the old one goes, the new one comes.
         for old in _recurring_runs(client, name, namespace):
@@ -123,8 +125,8 @@ def _recurring_runs(client: kfp.Client, name: str, namespace: str | None) -> lis
 
 
 @contextmanager
-def _compiled(cluster: Cluster | None) -> Iterator[Path]:
+def _compiled(pipeline: Any, cluster: Cluster | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
-        compile_pipeline(package, cluster=cluster)
+        compile_pipeline(package, pipeline, cluster)
         yield package

@@ -1,6 +1,7 @@
 """The pipeline on Kubeflow: `unlabeled compile`, `submit` and `schedule`."""
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +18,27 @@ from pipelines.options import (
     Workspace,
     parameters_of,
 )
+from unlabeled.errors import InputError
 
 app = typer.Typer()
 
+
+class Pipeline(StrEnum):
+    """What is run on the cluster; the studies (`ablate`, `compare`) have a `compile` of their own."""
+
+    TRAINING, DRIFT = "training", "drift"
+
+
+Which = Annotated[Pipeline, typer.Option("--pipeline", help="What to run.")]
+ServedRun = Annotated[
+    str, typer.Option("--run", help="drift: the recorded run that is served; default: the newest then.")
+]
+RecentInputs = Annotated[
+    str, typer.Option("--recent", help="drift: path or URL, for the pods, of what applications log.")
+]
+ServerUrl = Annotated[
+    str, typer.Option("--url", help="drift: gRPC address of the server that embeds images; default: none.")
+]
 Host = Annotated[str, typer.Option(envvar="KFP_HOST", help="URL of the Kubeflow Pipelines API.")]
 Experiment = Annotated[str, typer.Option(help="Kubeflow experiment.")]
 Namespace = Annotated[str | None, typer.Option(help="Kubernetes namespace of the user.")]
@@ -37,6 +56,7 @@ TORCH_RUNTIME = "torch-distributed"
 @app.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("pipeline.yaml"),
+    pipeline: Which = Pipeline.TRAINING,
     kubernetes: Annotated[
         bool, typer.Option("--kubernetes", help="Write Pipeline and PipelineVersion objects for kubectl.")
     ] = False,
@@ -50,7 +70,7 @@ def compile_(
     from pipelines.cluster import Cluster, compile_pipeline
 
     cluster = Cluster(gpus, nodes, cache_claim, runtime)
-    compile_pipeline(output, cluster=cluster, kubernetes=kubernetes, namespace=namespace)
+    compile_pipeline(output, _pipeline(pipeline), cluster, kubernetes, namespace)
     print(output)
 
 
@@ -60,18 +80,23 @@ def submit(
     namespace: Namespace = None, profile: Profile = "cpu", data: Data = None, data_digest: Digest = "",
     methods: Methods = None, seed: Seed = None, set_: Set = None, parameters: ParametersFile = None,
     gpus: Gpus = 0, cache_claim: CacheClaim = "", runtime: Runtime = TORCH_RUNTIME,
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: Workspace = DEFAULT_WORKSPACE, pipeline: Which = Pipeline.TRAINING, served: ServedRun = "",
+    recent: RecentInputs = "", url: ServerUrl = "",
 ) -> None:  # fmt: skip
     """Start one run on Kubeflow."""
     asked = parameters_of(profile, data, methods, seed, set_, parameters)
-    name, arguments, cluster = _request(
-        asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
-    )
+    _check_options(pipeline, data, data_digest, methods, gpus, served, recent, url)
+    if pipeline == Pipeline.DRIFT:
+        name, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim)
+    else:
+        name, arguments, cluster = _request(
+            asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
+        )
 
     from pipelines.cluster import submit as start
 
     run = f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-    print(start(host, experiment, run, {"run": run, **arguments}, namespace, cluster))
+    print(start(host, experiment, run, {"run": run} | arguments, namespace, cluster, _pipeline(pipeline)))
 
 
 @app.command()
@@ -79,26 +104,80 @@ def schedule(
     host: Host, registry: RegistryUrl, remote: Remote,
     cron: Annotated[str, typer.Option(help="Six fields, seconds first, as '0 0 3 * * *'.")],
     name: Annotated[
-        str, typer.Option(help="Name of the recurring run; one of that name is replaced.")
-    ] = "unlabeled",
+        str | None,
+        typer.Option(help="Name of the recurring run; one of that name is replaced. Default: unlabeled[-drift]."),
+    ] = None,
     experiment: Experiment = "unlabeled", namespace: Namespace = None, profile: Profile = "cpu",
     data: Data = None, data_digest: Digest = "", methods: Methods = None, seed: Seed = None, set_: Set = None,
     parameters: ParametersFile = None, gpus: Gpus = 0, cache_claim: CacheClaim = "",
     runtime: Runtime = TORCH_RUNTIME, workspace: Workspace = DEFAULT_WORKSPACE,
+    pipeline: Which = Pipeline.TRAINING, served: ServedRun = "", recent: RecentInputs = "", url: ServerUrl = "",
 ) -> None:  # fmt: skip
-    """Run the pipeline on Kubeflow again and again."""
+    """Run a pipeline on Kubeflow again and again."""
     from pipelines.cron import check_cron
 
     check_cron(cron)
     asked = parameters_of(profile, data, methods, seed, set_, parameters)
-    _, arguments, cluster = _request(
-        asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
-    )
+    _check_options(pipeline, data, data_digest, methods, gpus, served, recent, url)
+    if pipeline == Pipeline.DRIFT:
+        name = name or "unlabeled-drift"
+        _, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim)
+    else:
+        name = name or "unlabeled"
+        _, arguments, cluster = _request(
+            asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
+        )
 
     from pipelines.cluster import schedule as repeat
 
-    arguments = {"run": f"{name}-[[ScheduledTime]]", **arguments}
-    print(repeat(host, experiment, name, cron, arguments, namespace, cluster))
+    arguments = {"run": f"{name}-[[ScheduledTime]]"} | arguments
+    print(repeat(host, experiment, name, cron, arguments, namespace, cluster, _pipeline(pipeline)))
+
+
+def _pipeline(name: Pipeline) -> Any:
+    if name == Pipeline.DRIFT:
+        from pipelines.drift import drift_watch
+
+        return drift_watch
+    from pipelines.training import training
+
+    return training
+
+
+def _check_options(
+    pipeline: Pipeline, data: str | None, digest: str, methods: str | None, gpus: int, run: str, recent: str, url: str
+) -> None:  # fmt: skip
+    """Refuse what only the other pipeline takes."""
+    given = {
+        Pipeline.TRAINING: {"data": data, "data-digest": digest, "methods": methods, "gpus": gpus},
+        Pipeline.DRIFT: {"run": run, "recent": recent, "url": url},
+    }
+    for owner, options in given.items():
+        for option, value in options.items():
+            if value and owner != pipeline:
+                raise InputError(f"--{option} goes with --pipeline {owner}, not with {pipeline}")
+
+
+def _watch(
+    asked: Any, registry: str, remote: str, run: str, recent: str, url: str, claim: str
+) -> tuple[str, dict[str, Any], Any]:
+    """Return the same as `_request`, for drift; its `run` is the one that is served."""
+    from pipelines.resources import Cluster
+    from unlabeled.digest import code_digest
+
+    if not recent:
+        raise InputError("--pipeline drift takes --recent: where applications log, as s3://inputs/recent")
+    arguments = {
+        "run": run,
+        "registry": registry,
+        "remote": remote,
+        "recent": recent,
+        "url": url,
+        "code_digest": code_digest(),
+        "parameters": asked.drift.model_dump(mode="json"),
+        "seed": asked.seed,
+    }
+    return "drift", arguments, Cluster(cache_claim=claim)
 
 
 def _request(

@@ -60,9 +60,11 @@ STEPS = {
     "ablation_report": REPORT,
     "compare_labels": TRAINING,
     "compare_labels_report": REPORT,
+    "drift": SERVING,
+    "drift_alert": REPORT,
 }
-# They keep something between tries: fetched data, checkpoints.
-CACHED = {"ingest", "pretrain", "compare_labels"}
+# They keep something between tries: fetched data, checkpoints. Drift finds there what applications log.
+CACHED = {"ingest", "pretrain", "compare_labels", "drift"}
 # A lost node or an evicted pod: any step may be done again, and a training goes on from its checkpoint.
 RETRIES, BACKOFF = 2, "30s"
 # Of the processes and loaders of one step; it counts as memory.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.index import write_index
+from serving.index import unit, write_index
 from serving.repository import MODEL, model_config, write_model
 from unlabeled import progress
 from unlabeled.data.table import ImageTable
@@ -21,6 +21,8 @@ from unlabeled.probes.features import accelerator, extract
 
 GOLDEN_IMAGES = 32
 THUMBNAIL_SIDE = 32
+# Drift compares fewer.
+HELD_OUT_IMAGES = 2000
 
 
 def export(
@@ -38,7 +40,7 @@ def export(
         model: the selected pretraining.
         labels: its self-labels.
         classifier: the fine-tuned classifier.
-        table: the image table; only train images are looked at.
+        table: the image table; of its test images only the index knows, by their embeddings.
         repository: folder to write; per model `config.pbtxt`, `1/model.onnx` and, of classes, `labels.txt`.
         index: folder to write (see `serving.index.Index`).
 
@@ -93,14 +95,15 @@ def _spread(indices: np.ndarray, count: int) -> np.ndarray:
 
 
 def _index(model: Path, images: ImageTable, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    embeddings = extract(load_encoder(model).to(accelerator()), images, chosen)
-    embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    encoder = load_encoder(model).to(accelerator())
+    held_out = _spread(images.indices("test"), HELD_OUT_IMAGES)
     return {
         "ids": images.rows["id"].to_numpy()[chosen].astype(str),
-        "embeddings": embeddings.astype(np.float16),
+        "embeddings": unit(extract(encoder, images, chosen)),
         "thumbnails": np.concatenate(
             [_thumbnails(images.images(part)) for part in np.array_split(chosen, max(1, len(chosen) // 500))]
         ),
+        "held_out": unit(extract(encoder, images, held_out)),
     }
 
 

@@ -19,6 +19,7 @@ class Index:
         ids: str (N,) of training images.
         embeddings: float16 (N, D), of the served `encoder`, each of length 1.
         thumbnails: uint8 (N, C, h, w).
+        held_out: float16 (M, D), embeddings of test images; empty in an index of an older export.
         golden: `images` uint8 (B, C, H, W) and torch's output of each served model by its name.
         models: {model: {"output", "sha256" of model.onnx, "tensors": canonical digest of its weights}}; of
             `clusterer` also "classes", the class matched to each cluster, empty where there are no labels.
@@ -35,6 +36,7 @@ class Index:
             self.ids, self.embeddings, self.thumbnails = (
                 index[key] for key in ("ids", "embeddings", "thumbnails")
             )
+            self.held_out = index.get("held_out", self.embeddings[:0])
             self.image_shape: tuple[int, int, int] = self.golden["images"].shape[1:]
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{folder} is no index of a model repository: {error}") from None
@@ -45,8 +47,7 @@ class Index:
         Args:
             embeddings: float32 (B, D), of the served `encoder`.
         """
-        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        similarities = (embeddings / np.maximum(lengths, 1e-12)) @ self.embeddings.astype(np.float32).T
+        similarities = _normalised(embeddings) @ self.embeddings.astype(np.float32).T
         order = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
         return order, np.take_along_axis(similarities, order, axis=1)
 
@@ -58,6 +59,15 @@ def write_index(folder: Path, index: Arrays, golden: Arrays, models: dict[str, d
         np.savez(temporary / INDEX, allow_pickle=False, **index)
         np.savez(temporary / GOLDEN, allow_pickle=False, **golden)
         write_json(temporary / MODELS, models)
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """Return embeddings, floats (N, D), as an index keeps them: float16, each of length 1."""
+    return _normalised(embeddings.astype(np.float32)).astype(np.float16)
+
+
+def _normalised(embeddings: np.ndarray) -> np.ndarray:
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
 
 def _read(path: Path) -> Arrays:

@@ -64,7 +64,16 @@ VALUES: dict[str, dict[str, Any]] = {
         "registry": URLS,
         "autoscaling": {"enabled": True},
         "monitoring": MONITORING,
-        "schedule": {"enabled": True, "namespace": "vision"},
+        "schedule": {
+            "enabled": True,
+            "namespace": "vision",
+            "drift": {
+                "enabled": True,
+                "recent": "s3://inputs/recent",
+                "claim": "inputs",
+                "set": {"drift.alpha": 0.001},
+            },
+        },
         "trainer": {
             "enabled": True,
             "scope": "cluster",

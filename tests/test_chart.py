@@ -284,10 +284,10 @@ def test_schedule_calls_the_command_line_with_a_projected_token(chart: helm.Char
         "--namespace=ml",
         "--experiment=unlabeled",
         "--profile=gpu",
-        "--data=fashion-mnist",
         f"--registry={URLS['git']}",
         f"--remote={URLS['remote']}",
         "--workspace=/tmp/workspace",
+        "--data=fashion-mnist",
         f"--data-digest={'0' * 32}.dir",
         "--methods=simclr,autoencoder",
         '--set=data="x"',
@@ -309,8 +309,34 @@ def test_schedule_options_exist(chart: helm.Chart) -> None:
 
     command = get_command(app).commands["schedule"]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}
+    for case in ("schedule", "everything"):
+        [pod] = pod_specs(render(chart, VALUES[case])["Job", "-schedule"])
+        for found in pod["containers"]:
+            assert {argument.split("=")[0] for argument in found["args"]} <= known
+
+
+def test_drift_is_scheduled_beside_the_training_for_the_run_that_is_served(chart: helm.Chart) -> None:
+    [pod] = pod_specs(render(chart, VALUES["everything"])["Job", "-schedule"])
+    schedule, drift = container(pod, "schedule"), container(pod, "drift")
+    own = {"--pipeline=drift", "--name=unlabeled-drift", "--cron=0 0 6 * * *"}
+    own |= {
+        "--recent=s3://inputs/recent",
+        "--run=digits-1",
+        "--cache-claim=inputs",
+        "--set=drift.alpha=0.001",
+    }
+    assert own <= set(drift["args"])
+    where = ("--host", "--namespace", "--experiment", "--profile", "--registry", "--remote")
+    for option in where:
+        [one], [other] = (
+            [argument for argument in made["args"] if argument.startswith(option + "=")]
+            for made in (schedule, drift)
+        )
+        assert one == other
+    shared = schedule.keys() - {"name", "args"}
+    assert {key: drift[key] for key in shared} == {key: schedule[key] for key in shared}
     [pod] = pod_specs(render(chart, VALUES["schedule"])["Job", "-schedule"])
-    assert {argument.split("=")[0] for argument in container(pod, "schedule")["args"]} <= known
+    assert [one["name"] for one in pod["containers"]] == ["schedule"]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"schedule": {"cron": "0 3 * * *"}}, "cron"),
     ({"schedule": {"host": "ml-pipeline:8888"}}, "host"),
     ({"schedule": {"dataDigest": "abc"}}, "dataDigest"),
+    ({"schedule": {"drift": {"cron": "0 6 * * *"}}}, "cron"),
+    ({"schedule": {"drift": {"recents": "s3://inputs"}}}, "recents"),
     ({"schedule": {"set": {"training.steps": None}}}, "set"),
     ({"trainer": {"scope": "global"}}, "scope"),
     ({"trainer": {"nodes": 0}}, "nodes"),
@@ -88,6 +90,10 @@ def test_schema_refuses(chart: helm.Chart, values: dict[str, Any], key: str) -> 
         ),
         ({**SERVED, "autoscaling": {"enabled": True, "minReplicas": 9}}, "minReplicas 9 is above"),
         ({"serving": {"enabled": False}, "schedule": {"enabled": True}}, "is a folder"),
+        (
+            {"registry": URLS, "schedule": {"enabled": True, "drift": {"enabled": True}}},
+            "needs schedule.drift.recent",
+        ),
     ],
 )
 def test_contradictions_are_told(chart: helm.Chart, values: dict[str, Any], words: str) -> None:

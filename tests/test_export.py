@@ -190,7 +190,7 @@ def test_same_bytes_from_elsewhere(run, tmp_path):
 
 def test_same_index_later(run, tmp_path):
     index = Index(run.index)
-    arrays = {name: getattr(index, name) for name in ("ids", "embeddings", "thumbnails")}
+    arrays = {name: getattr(index, name) for name in ("ids", "embeddings", "thumbnails", "held_out")}
     # A zip archive keeps times to two seconds.
     time.sleep(max(0, run.index.stat().st_mtime + 2.5 - time.time()))
     write_index(tmp_path / "index", arrays, index.golden, index.models)

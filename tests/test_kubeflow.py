@@ -22,6 +22,7 @@ from pipelines import cli
 from pipelines.ablation import ablation
 from pipelines.cluster import compile_pipeline, schedule, submit
 from pipelines.cron import check_cron
+from pipelines.drift import drift_watch
 from pipelines.label_efficiency import label_efficiency
 from pipelines.resources import RETRIES, STEPS, WAITING, Cluster
 from pipelines.training import training
@@ -98,7 +99,27 @@ def test_the_guide_tells_the_resources_as_they_are() -> None:
     assert told == {name: kept[name] for name in told} and len(told) > 12
 
 
-@pytest.mark.parametrize("pipeline", [training, ablation, label_efficiency], ids=lambda one: one.name)
+def test_the_watch_compiles_to_the_golden_file(tmp_path: Path) -> None:
+    """After a meant change: `unlabeled compile --pipeline drift -o tests/golden/drift.yaml`, and read it."""
+    compile_pipeline(tmp_path / "drift.yaml", drift_watch)
+    assert (tmp_path / "drift.yaml").read_text() == (ROOT / "tests/golden/drift.yaml").read_text()
+    tasks = documents(tmp_path / "drift.yaml")[0]["root"]["dag"]["tasks"]
+    # The log changes under its name. The alert comes after the report, whose step has not failed.
+    assert not tasks["drift"]["cachingOptions"].get("enableCache")
+    assert tasks["drift-alert"]["dependentTasks"] == ["drift"]
+
+
+def test_the_watch_finds_logs_on_the_claim(tmp_path: Path) -> None:
+    compile_pipeline(tmp_path / "drift.yaml", drift_watch, Cluster(cache_claim="inputs"))
+    _, settings = executors(tmp_path / "drift.yaml")
+    (mount,) = settings["drift"]["pvcMount"]
+    assert (mount["constant"], mount["mountPath"]) == ("inputs", "/cache")
+    assert "pvcMount" not in settings["drift_alert"]
+
+
+@pytest.mark.parametrize(
+    "pipeline", [training, ablation, label_efficiency, drift_watch], ids=lambda one: one.name
+)
 def test_steps_ask_for_what_the_table_gives_them(pipeline: Any, tmp_path: Path) -> None:
     local = json_format.MessageToDict(pipeline.pipeline_spec)
     compile_pipeline(tmp_path / "pipeline.yaml", pipeline)
@@ -356,6 +377,46 @@ def test_the_commands_speak_to_the_server(
     assert parameters["threads"] == parameters["training_parameters"]["threads"] == STEPS["pretrain"].cpu
     assert VARIABLE in json.dumps(run["pipeline_spec"]) and VARIABLE not in json.dumps(again["pipeline_spec"])
     assert again["runtime_config"]["parameters"]["run"] == "nightly-[[ScheduledTime]]"
+
+
+def test_the_watch_is_scheduled_beside_the_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    records = ("--registry", "https://git.example.com/runs.git", "--remote", "s3://runs/store")
+    watch = ("--pipeline", "drift", "--run", "digits-1", "--recent", "s3://inputs/recent")
+    refusals = {
+        "where the log is": (["--pipeline", "drift"], "takes --recent: where applications log"),
+        "what training takes": ([*watch, "--methods", "simclr"], "--methods goes with --pipeline training"),
+        "what the watch takes": (["--run", "digits-1"], "--run goes with --pipeline drift, not with training"),
+        "its parameters": ([*watch, "--set", "drift.alfa=1"], "did you mean 'alpha'?"),
+    }  # fmt: skip
+    server = PipelinesServer()
+    server.recurring_runs["1"] = recurring("unlabeled", "1")
+    with serve(server):
+        cron = ("--cron", "0 0 6 * * *", "--host", server.host)
+        for name, (options, words) in refusals.items():
+            code, out, error = unlabeled(monkeypatch, capsys, "schedule", *records, *cron, *options)
+            assert (code, out) == (2, ""), name
+            assert words in error and error.count("\n") == 1, error
+        options = (*watch, "--set", "drift.alpha=0.001", "--seed", "3")
+        code, out, error = unlabeled(monkeypatch, capsys, "schedule", *records, *cron, *options)
+        assert code == 0, error
+        code, _, error = unlabeled(monkeypatch, capsys, "submit", *records, *cron[2:], *options)
+        assert code == 0, error
+    (submitted,) = server.runs.values()
+    old, made = server.recurring_runs.values()
+    assert (old["display_name"], made["display_name"]) == ("unlabeled", "unlabeled-drift")
+    assert submitted["display_name"].startswith("drift-")
+    parameters = made["runtime_config"]["parameters"]
+    assert parameters == submitted["runtime_config"]["parameters"]
+    assert parameters.keys() == drift_watch.pipeline_spec.root.input_definitions.parameters.keys()
+    assert (parameters["run"], parameters["recent"], parameters["seed"]) == (
+        "digits-1",
+        "s3://inputs/recent",
+        3,
+    )
+    assert parameters["parameters"]["alpha"] == 0.001 and parameters["code_digest"] == code_digest()
+    assert made["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "unlabeled-drift"
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,25 @@ def test_predict_answers_with_class_cluster_and_neighbours(undisturbed, tmp_path
     assert all(len(row["nearest"]) == 3 for row in rows)
 
 
+def test_recent_inputs_that_have_drifted_fail_the_check(undisturbed, tmp_path):
+    import numpy as np
+
+    from unlabeled.data.table import ImageTable
+
+    table = ImageTable(undisturbed / "table")
+    test = table.images(table.indices("test"))
+    workspace = undisturbed.parent.parent
+    for name, images, code in (("same", test[::2], 0), ("inverted", 255 - test, 1), ("few", test[:9], 2)):
+        np.savez(tmp_path / f"{name}.npz", images=images)
+        result = unlabeled(
+            workspace, "drift", tmp_path / f"{name}.npz", "--run", undisturbed.name, "--json", check=False
+        )
+        assert result.returncode == code, result.stderr
+        assert code == 2 or json.loads(result.stdout)["drift"] == bool(code)
+        assert result.stderr.count("\n") == min(code, 1) and "Traceback" not in result.stderr
+    assert "have drifted" in (workspace / "drift" / undisturbed.name / "drift.html").read_text()
+
+
 def test_broken_data_stops_the_run_in_one_line_and_leaves_no_record(tmp_path):
     images = tmp_path / "images"
     images.mkdir()

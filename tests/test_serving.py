@@ -16,6 +16,7 @@ from serving_fixtures import CLASSES, CLUSTERS, exported_run, region_processes
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serving.client import Client
+from serving.drift import embed
 from serving.load import measure, measure_direct
 from serving.predict import predict
 from serving.repository import model_config, write_model
@@ -340,6 +341,12 @@ def test_configurations_that_do_not_fit_are_refused(server, run, alive):
         write_model(server.repository, model_config(name=name, **settings), model)
         with pytest.raises(InputError, match=reason):
             server.control("load", name)
+
+
+def test_drift_embeds_in_process_and_by_triton_alike(run, server):
+    encoder, images = run.repository / "encoder", run.images(75, seed=4, height=20, width=31)
+    here, there = embed(images, encoder, ""), embed(images, encoder, server.grpc_url)
+    assert here.shape == (75, 128) and np.abs(here - there).max() < 1e-5
 
 
 def test_predict_in_process_and_by_triton(run, server, tmp_path):

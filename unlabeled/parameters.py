@@ -141,6 +141,16 @@ class Export(Section):
     index_images: int = Field(10_000, ge=1, description="training images that nearest-image answers choose from")
 
 
+class Drift(Section):
+    """When the recent inputs of a server raise an alert."""
+
+    alpha: float = Field(0.01, gt=0, lt=1, description="share of the checks without drift that raise an alert all the same")
+    permutations: int = Field(999, ge=1, description="random exchanges of recent and held-out images that the threshold comes from")
+    images: int = Field(1000, ge=2, description="recent, training and held-out images that are compared, at most; the more, the smaller the drift that is found")
+    min_images: int = Field(50, ge=2, description="images of each kind, at least")
+    max_age_hours: float = Field(48.0, gt=0, description="a log of inputs that ended earlier is refused")
+
+
 class Parameters(Section):
     """All parameters of a run."""
 
@@ -157,6 +167,7 @@ class Parameters(Section):
     finetuning: Finetuning = Finetuning()
     few_labels: FewLabels = FewLabels()
     export: Export = Export()
+    drift: Drift = Drift()
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -55,7 +55,7 @@ def curves(lines: Sequence[Mapping[str, float]], name: str) -> Markup:
         rate.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _thousands(rate)
         last = lines[-1]
-        return _svg(figure, f"Training of {name}: loss {last['loss']:.4g} at step {last['step']:.0f}")
+        return svg(figure, f"Training of {name}: loss {last['loss']:.4g} at step {last['step']:.0f}")
 
 
 def efficiency(rows: Sequence[Mapping[str, float]]) -> Markup:
@@ -81,7 +81,7 @@ def efficiency(rows: Sequence[Mapping[str, float]]) -> Markup:
         axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(frameon=False, labelcolor=INK)
-        return _svg(figure, "Test accuracy over the number of labels; the numbers are in the table beside it")
+        return svg(figure, "Test accuracy over the number of labels; the numbers are in the table beside it")
 
 
 def sweep(rows: Sequence[Mapping[str, float]], suggested: int) -> Markup:
@@ -102,7 +102,7 @@ def sweep(rows: Sequence[Mapping[str, float]], suggested: int) -> Markup:
         axes.set(xlabel="clusters", ylabel="adjusted Rand index")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=9)
-        return _svg(figure, f"Criterion over the number of clusters: {suggested} are suggested")
+        return svg(figure, f"Criterion over the number of clusters: {suggested} are suggested")
 
 
 def heat_map(rows: Sequence[Sequence[float]], names: Sequence[str], key: str, title: str) -> Markup:
@@ -136,7 +136,7 @@ def heat_map(rows: Sequence[Sequence[float]], names: Sequence[str], key: str, ti
         axes.set_yticks([row + 0.5 for row in range(count)], list(names))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        return _svg(figure, f"{title}, per cent, for each pair of transforms; the numbers are in its cells")
+        return svg(figure, f"{title}, per cent, for each pair of transforms; the numbers are in its cells")
 
 
 def label_efficiency(rows: Sequence[Mapping[str, Any]]) -> Markup:
@@ -170,7 +170,7 @@ def label_efficiency(rows: Sequence[Mapping[str, Any]]) -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         figure.legend(loc="outside upper left", ncols=len(shares), frameon=False, labelcolor=INK)
-        return _svg(
+        return svg(
             figure, "Test accuracy of each method by its share of the labels; the numbers are in the table"
         )
 
@@ -179,7 +179,8 @@ def _thousands(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _svg(figure: Figure, title: str) -> Markup:
+def svg(figure: Figure, title: str) -> Markup:
+    """Return a figure drawn in STYLE as inline SVG in the page's colours; `title` says what it shows."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()

@@ -120,6 +120,40 @@ limits:
 {{ .Values.schedule.namespace | default .Release.Namespace }}
 {{- end }}
 
+{{/* Where a recurring run is made, and where it records. */}}
+{{- define "unlabeled.scheduleWhere" -}}
+- --host={{ .Values.schedule.host }}
+- --namespace={{ include "unlabeled.scheduleNamespace" . }}
+- --experiment={{ .Values.schedule.experiment }}
+- --profile={{ .Values.schedule.profile }}
+- --registry={{ .Values.registry.git }}
+- --remote={{ .Values.registry.remote }}
+- --workspace=/tmp/workspace
+{{- end }}
+
+{{/* A container that makes a recurring run, without its name and arguments. */}}
+{{- define "unlabeled.scheduleContainer" -}}
+image: {{ include "unlabeled.ownImage" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+command: [unlabeled, schedule]
+env:
+  # The steps run in the image that made the schedule.
+  - name: UNLABELED_IMAGE
+    value: {{ include "unlabeled.ownImage" . }}
+  - name: HOME
+    value: /tmp
+securityContext:
+  {{- include "unlabeled.containerSecurity" . | nindent 2 }}
+resources:
+  {{- toYaml .Values.schedule.resources | nindent 2 }}
+volumeMounts:
+  - name: token
+    mountPath: /var/run/secrets/kubeflow/pipelines
+    readOnly: true
+  - name: tmp
+    mountPath: /tmp
+{{- end }}
+
 {{- define "unlabeled.trainerNamespace" -}}
 {{ .Values.trainer.namespace | default (include "unlabeled.scheduleNamespace" .) }}
 {{- end }}
