@@ -17,10 +17,12 @@ from typing import Any
 from unlabeled.digest import file_digest, files_below
 
 UNLABELED = Path(sys.executable).with_name("unlabeled")
-# Times and names of the run stand in these; every other file has to be the same to the bit.
+# Times, names of the run or digests of such files stand in these; every other file has to be the same to the bit.
 TIMED = {
     "record.json",
     "leaderboard.json",
+    "metrics.json",
+    "bundle.dvc",
     "report.html",
     "request.json",
     "progress.jsonl",
@@ -37,8 +39,13 @@ def run(workspace: Path, *arguments: str) -> tuple[float, Path]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file of a run that does not hold times."""
-    return {name: file_digest(file) for name, file in files_below(folder).items() if name not in TIMED}
+    """Return the sha256 of a run's files; not of those with times, nor of the drift from an earlier run."""
+    files = files_below(folder).items()
+    return {
+        name: file_digest(file)
+        for name, file in files
+        if name not in TIMED and not name.startswith("validation/")
+    }
 
 
 def compute_seconds(folder: Path) -> dict[str, float]:
@@ -92,7 +99,11 @@ def main() -> None:
                 [UNLABELED, "audit", "--workspace", Path(room) / "disturbed"], capture_output=True
             )
             figures["kills"] = options.kills
-            figures["same_bits"] = digests(folder) == digests(disturbed)
+            here, there = digests(folder), digests(disturbed)
+            figures["files"] = len(here)
+            figures["differing"] = sorted(
+                name for name in here.keys() | there.keys() if here.get(name) != there.get(name)
+            )
             figures["registry_valid"] = audit.returncode == 0
     if options.json:
         print(json.dumps(figures, indent=2))
