@@ -135,6 +135,10 @@ def show(run: RunName = "", workspace: Workspace = DEFAULT_WORKSPACE, as_json: J
 def audit(
     run: RunName = "",
     rerun: Annotated[bool, typer.Option("--rerun", help="Execute the run again and compare bits.")] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(envvar="UNLABELED_VERIFY_KEY", help="Public key (PEM) that the record is signed with."),
+    ] = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
     as_json: Json = False,
 ) -> None:
@@ -143,7 +147,7 @@ def audit(
 
     registry = _registry(workspace)
     name = _named(registry, run)
-    report = verify(registry, name)
+    report = verify(registry, name, key)
     if rerun:
         from rich.console import Console
 

@@ -16,8 +16,9 @@ from unlabeled.lineage.findings import Difference
 from unlabeled.lineage.leaderboard import leaderboard
 from unlabeled.lineage.record import dependency
 from unlabeled.lineage.registry import Registry
+from unlabeled.lineage.signature import contradiction
 from unlabeled.lineage.store import Store
-from unlabeled.lineage.tracked import LEADERBOARD, RECORD
+from unlabeled.lineage.tracked import LEADERBOARD, RECORD, SIGNATURE
 
 # Files of a run's commit that are no evidence: where the remote lies, what git ignores.
 NO_EVIDENCE = re.compile(r"\.dvc/.*|\.gitignore|\.dvcignore|README\.md")
@@ -74,8 +75,25 @@ class Evidence:
                 self.damaged.add(name)
                 yield Difference("record", name, "was changed after it was recorded", recorded, found)
         for name in self.registry.files(self.run):
-            if name not in self.tracked and name != RECORD and not NO_EVIDENCE.fullmatch(name):
+            if name not in (*self.tracked, RECORD, SIGNATURE) and not NO_EVIDENCE.fullmatch(name):
                 yield Difference("record", name, "lies in the run's commit, but the record does not know it")
+
+    def of_signature(self, key: Path | None) -> Iterator[Difference]:
+        if SIGNATURE not in self.registry.files(self.run):
+            if key:
+                yield Difference("record", SIGNATURE, "is missing: the record is not signed")
+            else:
+                self.notes.append("the record is not signed")
+            return
+        try:
+            signature = self.registry.read(self.run, SIGNATURE)
+        except InputError as error:
+            yield Difference("record", SIGNATURE, str(error))
+            return
+        if not key:
+            self.notes.append("the signature was not checked: that needs the signer's public key")
+        elif found := contradiction(self.registry.read(self.run, RECORD), signature, key):
+            yield found
 
     def of_store(self) -> Iterator[Difference]:
         store = Store(self.registry.remote)
