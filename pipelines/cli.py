@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import ablate, bench, by_hand, compare, kubeflow, watch
+from pipelines import ablate, bench, by_hand, compare, kubeflow, verify, watch
 from pipelines.options import (
     DEFAULT_WORKSPACE,
     Data,
@@ -15,10 +15,14 @@ from pipelines.options import (
     Methods,
     ParametersFile,
     Profile,
+    RegistryUrl,
+    RemoteUrl,
     RunName,
     Seed,
     Set,
     Workspace,
+    named_run,
+    open_registry,
     open_workspace,
     parameters_of,
 )
@@ -105,23 +109,36 @@ def methods_(as_json: Json = False) -> None:
 
 
 @app.command()
-def runs(workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False) -> None:
+def runs(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    registry: RegistryUrl = "",
+    remote: RemoteUrl = "",
+    as_json: Json = False,
+) -> None:
     """List the recorded runs, newest first."""
-    rows = _registry(workspace).runs()
+    rows = open_registry(workspace, registry, remote).runs()
     if as_json:
         _print_json(rows)
     elif rows:
         flat = [{**row, "data": row["data"].get("source", "")} for row in rows]
         _print_table(flat, ["run", "started", "data", "selected"])
     else:
-        print(f"no run is recorded in {workspace}; start one with `unlabeled run`", file=sys.stderr)
+        print(
+            f"no run is recorded in {registry or workspace}; start one with `unlabeled run`", file=sys.stderr
+        )
 
 
 @app.command()
-def show(run: RunName = "", workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False) -> None:
+def show(
+    run: RunName = "",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    registry: RegistryUrl = "",
+    remote: RemoteUrl = "",
+    as_json: Json = False,
+) -> None:
     """Show one run's record."""
-    registry = _registry(workspace)
-    record = registry.show(_named(registry, run))
+    opened = open_registry(workspace, registry, remote)
+    record = opened.show(named_run(opened, run))
     if as_json:
         _print_json(record)
         return
@@ -135,21 +152,35 @@ def show(run: RunName = "", workspace: Workspace = DEFAULT_WORKSPACE, as_json: J
 def audit(
     run: RunName = "",
     rerun: Annotated[bool, typer.Option("--rerun", help="Execute the run again and compare bits.")] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(envvar="UNLABELED_VERIFY_KEY", help="Public key (PEM) that the record is signed with."),
+    ] = None,
+    live: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Ask a running server (gRPC) whether it serves these models."),
+    ] = "",
     workspace: Workspace = DEFAULT_WORKSPACE,
+    registry: RegistryUrl = "",
+    remote: RemoteUrl = "",
     as_json: Json = False,
 ) -> None:
-    """Prove a run from the registry alone, and with --rerun reproduce it."""
-    from unlabeled.lineage.audit import audit as verify
+    """Prove a run from the registry alone, with --live what a server serves, and with --rerun reproduce it."""
+    from unlabeled.lineage.audit import audit as prove
 
-    registry = _registry(workspace)
-    name = _named(registry, run)
-    report = verify(registry, name)
+    opened = open_registry(workspace, registry, remote)
+    name = named_run(opened, run)
+    report = prove(opened, name, key)
+    if live:
+        from serving.live import live as ask
+
+        report = ask(opened, name, report, live)
     if rerun:
         from rich.console import Console
 
         from pipelines.rerun import rerun as reproduce
 
-        report = reproduce(registry, name, report, Console(stderr=True))
+        report = reproduce(opened, name, report, Console(stderr=True))
     if as_json:
         _print_json(report.to_json())
     else:
@@ -209,29 +240,10 @@ def predict(
     _print_table(flat, list(flat[0]))
 
 
-def _registry(workspace: Path) -> Any:
-    from unlabeled.lineage.registry import Registry
-
-    if not (workspace / "registry").is_dir():
-        raise InputError(
-            f"no registry in workspace {workspace}; start a run with `unlabeled run`, or give --workspace"
-        )
-    return Registry.embedded(workspace.resolve() / "registry")
-
-
-def _named(registry: Any, run: str) -> str:
-    if run:
-        return run
-    recorded = registry.runs()
-    if not recorded:
-        raise InputError("no run is recorded yet; start one with `unlabeled run`")
-    return recorded[0]["run"]
-
-
 def _run_folder(workspace: Path, run: str) -> Path:
     """Return the folder of a recorded run, fetched from the registry where the workspace lacks it."""
-    registry = _registry(workspace)
-    name = _named(registry, run)
+    registry = open_registry(workspace)
+    name = named_run(registry, run)
     folder = workspace.resolve() / "runs" / name
     if not (folder / "record.json").exists():
         registry.fetch(name, folder)
@@ -282,6 +294,7 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
 app.add_typer(kubeflow.app)
 app.add_typer(watch.app)
 app.add_typer(by_hand.app)
+app.add_typer(verify.app)
 app.add_typer(ablate.app, name="ablate")
 app.add_typer(compare.app, name="compare")
 app.add_typer(bench.app, name="bench")

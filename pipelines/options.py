@@ -24,6 +24,10 @@ Data = Annotated[
 Methods = Annotated[str | None, typer.Option(help="Learning signals, comma-separated; 'all': every one.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+RegistryUrl = Annotated[
+    str, typer.Option("--registry", help="Git URL of a registry elsewhere; goes with --remote.")
+]
+RemoteUrl = Annotated[str, typer.Option("--remote", help="DVC URL of that registry's remote.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A recorded run; default: the newest.")]
 DEFAULT_WORKSPACE = Path("workspace")
 
@@ -62,6 +66,31 @@ def open_workspace(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"workspace {folder}: {error.strerror}; give another with --workspace") from None
     return folder
+
+
+def open_registry(workspace: Path, registry: str = "", remote: str = "") -> Any:
+    """Return the registry of a workspace, or the one at a git URL and a DVC URL."""
+    from unlabeled.lineage.registry import Registry
+
+    if bool(registry) != bool(remote):
+        raise InputError("--registry GITURL and --remote DVCURL name a registry together; give both")
+    if registry:
+        return Registry(registry, remote)
+    if not (workspace / "registry").is_dir():
+        raise InputError(
+            f"no registry in workspace {workspace}; start a run with `unlabeled run`, or give --workspace"
+        )
+    return Registry.embedded(workspace.resolve() / "registry")
+
+
+def named_run(registry: Any, run: str) -> str:
+    """Return the name of a run: the newest where none is given."""
+    if run:
+        return run
+    recorded = registry.runs()
+    if not recorded:
+        raise InputError("no run is recorded yet; start one with `unlabeled run`")
+    return recorded[0]["run"]
 
 
 def _with_all_methods(parameters: Any) -> Any:

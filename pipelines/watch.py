@@ -11,12 +11,14 @@ from pipelines.options import (
     Json,
     ParametersFile,
     Profile,
+    RegistryUrl,
+    RemoteUrl,
     Seed,
     Set,
     Workspace,
+    open_registry,
     parameters_of,
 )
-from unlabeled.errors import InputError
 
 app = typer.Typer()
 
@@ -41,20 +43,18 @@ def drift(
     set_: Set = None,
     parameters: ParametersFile = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
+    registry: RegistryUrl = "",
+    remote: RemoteUrl = "",
     as_json: Json = False,
 ) -> None:
     """Tell whether recent inputs are like the images that the model knows; exit code 1 where they are not."""
     asked = parameters_of(profile, None, None, seed, set_, parameters)
-    if not (workspace / "registry").is_dir():
-        raise InputError(
-            f"no registry in workspace {workspace}; start a run with `unlabeled run`, or give --workspace"
-        )
+    source = open_registry(workspace, registry, remote)
 
     from serving.drift import check_drift, measure_drift, recorded
     from unlabeled.files import read_json
-    from unlabeled.lineage.registry import Registry
 
-    with recorded(Registry.embedded(workspace.resolve() / "registry"), run) as (name, folder):
+    with recorded(source, run) as (name, folder):
         output = workspace.resolve() / "drift" / name
         summary, report = output / SUMMARY, output / REPORT
         measure_drift(name, folder, recent, url, summary, report, asked.drift, asked.seed)

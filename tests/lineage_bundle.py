@@ -211,6 +211,19 @@ def record_run(
     return bundle
 
 
+def key_pair(folder: Path, name: str = "signer") -> tuple[Path, Path]:
+    """Write a private and a public key, as openssl writes them."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, pem = ec.generate_private_key(ec.SECP256R1()), serialization.Encoding.PEM
+    plain = (serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+    private.write_bytes(key.private_bytes(pem, *plain))
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
 def flip(path: Path, position: int = -1) -> None:
     """Flip one bit of a file, read-only or not; its size and modes stay."""
     mode = path.stat().st_mode

@@ -3,17 +3,20 @@
 Everything is read from the registry, and every byte is hashed here: neither git nor DVC is taken at its word.
 """
 
+from pathlib import Path
+
 from unlabeled.errors import InputError
 from unlabeled.lineage.comparison import compare, same_environment
 from unlabeled.lineage.evidence import Evidence
 from unlabeled.lineage.findings import Check, Difference, Report
 from unlabeled.lineage.registry import Registry
+from unlabeled.lineage.signature import fingerprint
 from unlabeled.lineage.tracked import LEADERBOARD, RECORD
 
 __all__ = ["Check", "Difference", "Report", "audit", "compare", "same_environment"]
 
 
-def audit(registry: Registry, run: str) -> Report:
+def audit(registry: Registry, run: str, key: Path | None = None) -> Report:
     """Prove a run from the registry alone.
 
     Claims: the record and every file of its commit are intact; every artifact is in the store with the
@@ -21,16 +24,20 @@ def audit(registry: Registry, run: str) -> Report:
     pinned data; drift was measured against the recorded reference; the leaderboard is what the artifacts say;
     the served ONNX files equal their checkpoints.
 
+    Args:
+        key: public key (PEM) that the record must be signed with; None: a signature is not checked.
+
     Raises:
-        InputError: there is no such run, or no registry, or its DVC remote cannot be reached.
+        InputError: there is no such run, no registry, no such key, or the DVC remote cannot be reached.
     """
+    signer = fingerprint(key) if key else ""
     registry.require(run)
     try:
         record = registry.show(run)
     except InputError as error:
         return _unreadable(run, str(error))
     try:
-        return _examined(Evidence(registry, run, record))
+        return _examined(Evidence(registry, run, record), key, signer)
     except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
         return _unreadable(run, f"has not the form of a record: {error!r}")
 
@@ -40,7 +47,8 @@ def _unreadable(run: str, what: str) -> Report:
     return Report(run, "", [check], ["the record cannot be read: nothing else was checked"])
 
 
-def _examined(evidence: Evidence) -> Report:
+def _examined(evidence: Evidence, key: Path | None, signer: str) -> Report:
+    signature = tuple(evidence.of_signature(key))
     size = f"{len(evidence.content.md5)} files, {evidence.size / 1e6:.1f} MB"
     checks = [
         Check("the record is intact", tuple(evidence.of_record())),
@@ -48,6 +56,8 @@ def _examined(evidence: Evidence) -> Report:
         Check("every step read what an earlier step wrote", tuple(evidence.of_chain())),
         Check("the data are the pinned data", tuple(evidence.of_data())),
     ]
+    if signer or signature:
+        checks.insert(1, Check(f"the record is signed with the key {signer[:12] or '?'}", signature))
     # These read artifacts, so that they need them sound.
     further = [
         ("the leaderboard is what the artifacts say", evidence.of_leaderboard,

@@ -4,11 +4,11 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlabeled.digest import code_digest, json_digest, stream_digests
+from unlabeled.digest import Digests, code_digest, json_digest
 from unlabeled.errors import InputError
 from unlabeled.files import read_json
 from unlabeled.lineage.chain import Content, below, maker, open_inputs
@@ -16,8 +16,9 @@ from unlabeled.lineage.findings import Difference
 from unlabeled.lineage.leaderboard import leaderboard
 from unlabeled.lineage.record import dependency
 from unlabeled.lineage.registry import Registry
+from unlabeled.lineage.signature import contradiction
 from unlabeled.lineage.store import Store
-from unlabeled.lineage.tracked import LEADERBOARD, RECORD
+from unlabeled.lineage.tracked import LEADERBOARD, RECORD, SIGNATURE
 
 # Files of a run's commit that are no evidence: where the remote lies, what git ignores.
 NO_EVIDENCE = re.compile(r"\.dvc/.*|\.gitignore|\.dvcignore|README\.md")
@@ -27,13 +28,23 @@ ONNX = re.compile(r"repository/([^/]+)/\d+/model\.onnx")
 class Evidence:
     """A run as its record tells it, and the registry that must agree.
 
+    Args:
+        hashed: digests of an object of the store by its name; default: every object is read.
+
     Attributes:
         damaged: top-level files and folders of the bundle that are found missing or changed.
         notes: what could not be checked.
     """
 
-    def __init__(self, registry: Registry, run: str, record: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        run: str,
+        record: Mapping[str, Any],
+        hashed: Callable[[str], Digests] | None = None,
+    ) -> None:
         self.registry, self.run, self.record = registry, run, record
+        self.hashed = hashed
         self.damaged: set[str] = set()
         self.notes: list[str] = []
         predicate = record["predicate"]
@@ -74,18 +85,34 @@ class Evidence:
                 self.damaged.add(name)
                 yield Difference("record", name, "was changed after it was recorded", recorded, found)
         for name in self.registry.files(self.run):
-            if name not in self.tracked and name != RECORD and not NO_EVIDENCE.fullmatch(name):
+            if name not in (*self.tracked, RECORD, SIGNATURE) and not NO_EVIDENCE.fullmatch(name):
                 yield Difference("record", name, "lies in the run's commit, but the record does not know it")
 
+    def of_signature(self, key: Path | None) -> Iterator[Difference]:
+        if SIGNATURE not in self.registry.files(self.run):
+            if key:
+                yield Difference("record", SIGNATURE, "is missing: the record is not signed")
+            else:
+                self.notes.append("the record is not signed")
+            return
+        try:
+            signature = self.registry.read(self.run, SIGNATURE)
+        except InputError as error:
+            yield Difference("record", SIGNATURE, str(error))
+            return
+        if not key:
+            self.notes.append("the signature was not checked: that needs the signer's public key")
+        elif found := contradiction(self.registry.read(self.run, RECORD), signature, key):
+            yield found
+
     def of_store(self) -> Iterator[Difference]:
-        store = Store(self.registry.remote)
+        hashed = self.hashed or Store(self.registry.remote).digests
         for name, object_name in self.content.objects().items():
             # What is no file is the listing that DVC keeps of a folder.
             recorded = self.content.sha256.get(name, "")
             subject = "" if recorded else "DVC's listing of this folder "
             try:
-                with store.open(object_name) as file:
-                    found = stream_digests(file)
+                found = hashed(object_name)
             except OSError as error:
                 self.damaged.add(name.split("/")[0])
                 missing = isinstance(error, FileNotFoundError)

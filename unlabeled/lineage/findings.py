@@ -63,6 +63,10 @@ class Report:
     def proven(self) -> bool:
         return bool(self.checks) and not self.differences
 
+    def with_check(self, check: Check) -> "Report":
+        """Return this report with one more check."""
+        return replace(self, checks=[*self.checks, check])
+
     def with_rerun(
         self, differences: Iterable[Difference], comparable: bool, reasons: Iterable[str]
     ) -> "Report":

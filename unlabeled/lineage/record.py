@@ -18,6 +18,7 @@ from unlabeled.lineage.environment import environment
 from unlabeled.lineage.git import source_commit
 from unlabeled.lineage.leaderboard import leaderboard
 from unlabeled.lineage.registry import Registry
+from unlabeled.lineage.signature import sign
 from unlabeled.lineage.step import DIGEST, STEP, ArtifactLike, step_record
 from unlabeled.lineage.tracked import PROVENANCE, RECORD, STATEMENT, write_tracked
 from unlabeled.parameters import Parameters, validated
@@ -45,7 +46,7 @@ def record(
             measured against, or an empty string.
         registry, remote: git URL and DVC URL; empty: nothing is pushed.
         bundle: folder to write: the artifacts, record.json, leaderboard.json, metrics.json, params.yaml,
-            dvc.yaml and bundle.dvc.
+            dvc.yaml and bundle.dvc; record.sig where UNLABELED_SIGNING_KEY names a key.
 
     Returns:
         run, digest (of the record), files, bytes, selected, and what `Registry.push` returns.
@@ -53,7 +54,7 @@ def record(
     Raises:
         CheckFailed: bytes differ from what their step signed; a step read what no step wrote; steps ran
             different code; the raw data are not the pinned data; the registry does not keep what it is given.
-        InputError: a parameter is wrong, or the registry cannot be written.
+        InputError: a parameter or the signing key is wrong, or the registry cannot be written.
     """
     values = validated(Parameters, parameters).model_dump(mode="json")
     makers = {name: _signed(name, artifact) for name, artifact in artifacts.items()}
@@ -109,6 +110,7 @@ def record(
         }
         statement["digest"] = json_digest(statement)
         write_json(folder / RECORD, statement)
+        sign(folder / RECORD)
     pushed = Registry(registry, remote).push(run, bundle) if registry else {}
     return {
         "run": run,

@@ -22,7 +22,7 @@ from unlabeled.lineage.chain import Content, below, top_level
 from unlabeled.lineage.commit import TAGS, check_name, create_repository, is_folder, push_tag
 from unlabeled.lineage.git import GitError, git
 from unlabeled.lineage.store import Store
-from unlabeled.lineage.tracked import LEADERBOARD, PROVENANCE, RECORD, STATEMENT
+from unlabeled.lineage.tracked import LEADERBOARD, PROVENANCE, RECORD, SIGNATURE, STATEMENT
 
 
 class Registry:
@@ -46,8 +46,8 @@ class Registry:
     def push(self, run: str, bundle: Path) -> dict[str, Any]:
         """Record a bundle as `record` laid it out.
 
-        A run that is recorded already with the same content stays as it is. Objects that lie damaged on the
-        remote are replaced.
+        A run that is recorded already with the same content stays as it is, and so does its signature. Objects
+        that lie damaged on the remote are replaced.
 
         Returns:
             {"commit", "objects": how many, "mended": names of those that were replaced}.
@@ -67,7 +67,8 @@ class Registry:
                     f"run {run} is recorded already, with other content; take another name for this one"
                 )
         else:
-            files = {name: (bundle / name).read_bytes() for name in _tracked(record)}
+            names = [*_tracked(record), *([SIGNATURE] if (bundle / SIGNATURE).exists() else [])]
+            files = {name: (bundle / name).read_bytes() for name in names}
             ignored = "".join(
                 f"/{name}\n" for name in top_level(subject["name"] for subject in record["subject"])
             )
@@ -155,6 +156,8 @@ class Registry:
             if paths is None or any(name == path or name.startswith(path + "/") for path in paths)
         ]
         tracked = _tracked(record) if paths is None else []
+        if paths is None and SIGNATURE in self.files(run):
+            tracked.append(SIGNATURE)
         for name in wanted + tracked:
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
                 raise InputError(f"the record of run {run} is broken: {name} leads out of the bundle")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from unlabeled import progress
-from unlabeled.digest import stream_digests
+from unlabeled.digest import Digests, stream_digests
 from unlabeled.errors import CheckFailed, InputError
 
 # A remote of this name in the user's own DVC configuration adds its settings: endpoint, credentials.
@@ -62,6 +62,11 @@ class Store:
                 raise
             raise InputError(f"cannot read the DVC remote {self.url}: {_one_line(error)}") from None
 
+    def digests(self, name: str) -> Digests:
+        """Read an object to its end and return its digests; raises what `open` raises."""
+        with self.open(name) as file:
+            return stream_digests(file)
+
     def add(self, objects: Mapping[str, Path | bytes]) -> list[str]:
         """Bring objects to the remote, and read every one of them back.
 
@@ -106,14 +111,10 @@ class Store:
     def _damaged(self, names: Collection[str]) -> list[str]:
         damaged = []
         for done, name in enumerate(names, 1):
-            if self._md5(name) != name.removesuffix(".dir"):
+            if self.digests(name).md5 != name.removesuffix(".dir"):
                 damaged.append(name)
             progress.report(done, len(names), "objects")
         return damaged
-
-    def _md5(self, name: str) -> str:
-        with self.open(name) as file:
-            return stream_digests(file).md5
 
 
 def _one_line(error: Exception) -> str:

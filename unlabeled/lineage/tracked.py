@@ -11,6 +11,7 @@ from unlabeled.lineage.chain import Content, below, top_level
 from unlabeled.lineage.leaderboard import metrics
 
 RECORD, LEADERBOARD, METRICS = "record.json", "leaderboard.json", "metrics.json"
+SIGNATURE = "record.sig"
 PARAMETERS, POINTERS, DVC_YAML = "params.yaml", "bundle.dvc", "dvc.yaml"
 STATEMENT, PROVENANCE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 # What other projects ask for by name (`dvc artifacts get`): where it lies, and what it is.

@@ -1,0 +1,35 @@
+"""`unlabeled verify`: the whole registry, every object read once."""
+
+import json
+
+import typer
+
+from pipelines.options import DEFAULT_WORKSPACE, Json, RegistryUrl, RemoteUrl, Workspace, open_registry
+
+app = typer.Typer()
+
+
+@app.command()
+def verify(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    registry: RegistryUrl = "",
+    remote: RemoteUrl = "",
+    as_json: Json = False,
+) -> None:
+    """Read every record and every object of the registry again; name what is missing or damaged."""
+    from unlabeled.lineage.verification import verify as reports
+
+    unsound, found = 0, []
+    for report in reports(open_registry(workspace, registry, remote)):
+        unsound += not report.proven
+        if as_json:
+            found.append(report.to_json())
+            continue
+        print(f"{'sound   ' if report.proven else 'DAMAGED '} {report.run}")
+        for difference in report.differences:
+            print(f"         {difference}")
+    if as_json:
+        print(json.dumps({"sound": not unsound, "runs": found}, indent=2, sort_keys=True))
+    else:
+        print("sound" if not unsound else f"{unsound} run{'s' * (unsound != 1)} damaged")
+    raise typer.Exit(1 if unsound else 0)

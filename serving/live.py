@@ -1,0 +1,104 @@
+"""The audit of a running server: it answers as the recorded models do, and is configured as they are."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tritonclient.utils import InferenceServerException
+
+from serving.client import Client
+from serving.index import Index
+from serving.repository import CONFIG, MODEL, read_config
+from unlabeled.errors import CheckFailed, InputError
+from unlabeled.export.onnx import OnnxModel
+from unlabeled.export.parity import difference
+from unlabeled.lineage.findings import Check, Difference, Report
+from unlabeled.lineage.registry import Registry
+
+# What of a model's configuration its callers see; how many instances there are is the platform's affair.
+FIELDS = ("backend", "max_batch_size", "input", "output")
+PROBES = 32
+
+
+def live(registry: Registry, run: str, report: Report, url: str, seed: int = 0) -> Report:
+    """Ask a running Triton server what the recorded models are asked, and add what differs to the report.
+
+    Asked are the recorded golden images, whose answers torch gave when the run was exported, and fresh random images,
+    whose answers onnxruntime gives here from the recorded ONNX files; answers must agree within the run's own
+    `export.tolerance`. What moves no answer by more than that is not seen.
+
+    Args:
+        url: gRPC address, `HOST:PORT`.
+        seed: of the random images.
+
+    Raises:
+        InputError: there is no such run, or no server at `url`.
+    """
+    record = registry.show(run)
+    tolerance = record["predicate"]["buildDefinition"]["externalParameters"]["parameters"]["export"][
+        "tolerance"
+    ]
+    claim = f"the server at {url} answers as the recorded models do"
+    with tempfile.TemporaryDirectory(prefix="unlabeled-") as room, Client(url, retry_seconds=2.0) as client:
+        _require_server(client)
+        try:
+            registry.fetch(run, Path(room), ["repository", "index"])
+            index = Index(Path(room) / "index")
+        except (CheckFailed, InputError) as error:
+            damaged = Difference("live", "repository", f"no answer was checked: {error}")
+            return report.with_check(Check(claim, (damaged,)))
+        found = [
+            line
+            for kind in index.models
+            for line in _model(client, kind, index, Path(room) / "repository", tolerance, seed)
+        ]
+    return report.with_check(Check(claim, tuple(found)))
+
+
+def _require_server(client: Client) -> None:
+    try:
+        client.connection.is_server_live(client_timeout=10.0)
+    except InferenceServerException as error:
+        raise InputError(f"no Triton server at {client.url}: {error.message()}") from None
+
+
+def _model(
+    client: Client, kind: str, index: Index, repository: Path, tolerance: float, seed: int
+) -> Iterator[Difference]:
+    recorded = read_config(repository / kind / CONFIG)
+    try:
+        served = client.connection.get_model_config(kind, client_timeout=10.0).config
+    except InferenceServerException as error:
+        yield Difference("live", kind, f"is not served: {error.message()}")
+        return
+    for field in FIELDS:
+        a, b = (_told(getattr(config, field)) for config in (recorded, served))
+        if a != b:
+            yield Difference("live", kind, f"is served with another {field}", a, b)
+    golden = index.golden["images"]
+    probes = np.random.default_rng(seed).integers(0, 256, (PROBES, *index.image_shape), dtype=np.uint8)
+    expected = OnnxModel(repository / kind / MODEL, threads=1)
+    batch = recorded.max_batch_size or 1
+    for name, images, answers in (
+        ("golden", golden, index.golden[kind]),
+        ("random", probes, expected(probes)),
+    ):
+        try:
+            parts = np.array_split(images, -(-len(images) // batch))
+            given = np.concatenate([client.infer(kind, part)[index.models[kind]["output"]] for part in parts])
+        except (CheckFailed, InputError, KeyError) as error:
+            yield Difference("live", kind, f"does not answer the {name} images: {error}")
+            continue
+        worst = difference(answers, given)["max_difference"]
+        if worst > tolerance:
+            what = f"answers the {name} images otherwise, by {worst:.1e}; export.tolerance allows {tolerance:.0e}"
+            yield Difference("live", kind, what)
+
+
+def _told(value: Any) -> str:
+    """A value of a configuration on one line; of inputs and outputs what their callers see."""
+    if isinstance(value, (str, int)):
+        return str(value)
+    return ", ".join(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}" for tensor in value)

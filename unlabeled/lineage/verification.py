@@ -1,0 +1,34 @@
+"""The verification of a registry: every record and every object of every run, each object read once."""
+
+from collections.abc import Iterator
+from functools import cache
+
+from unlabeled.errors import InputError
+from unlabeled.lineage.evidence import Evidence
+from unlabeled.lineage.findings import Check, Difference, Report
+from unlabeled.lineage.registry import Registry
+from unlabeled.lineage.store import Store
+from unlabeled.lineage.tracked import RECORD
+
+
+def verify(registry: Registry) -> Iterator[Report]:
+    """Yield a report per run, the newest first: its record is intact, and its objects have the recorded bytes.
+
+    An object that many runs share is read once, and named by each of them.
+
+    Raises:
+        InputError: there is no registry, or its DVC remote cannot be reached.
+    """
+    hashed = cache(Store(registry.remote).digests)
+    for row in registry.runs():
+        run = row["run"]
+        try:
+            evidence = Evidence(registry, run, registry.show(run), hashed)
+            checks = [
+                Check("the record is intact", tuple(evidence.of_record())),
+                Check("every artifact is in the store with the recorded bytes", tuple(evidence.of_store())),
+            ]
+            yield Report(run, row["digest"], checks)
+        except (InputError, KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+            broken = Difference("record", RECORD, f"cannot be read: {error}")
+            yield Report(run, "", [Check("the record is intact", (broken,))])
