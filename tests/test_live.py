@@ -64,7 +64,9 @@ def test_the_recorded_models_are_proven_and_whatever_else_is_served_is_named(reg
         for kind in ("classifier", "encoder"):
             client.connection.load_model(kind)
         client.connection.unload_model("clusterer")
-        encoder, golden, probes, clusterer = sorted(findings(registry, server), key=lambda found: ORDER.index(found[1]))
+        encoder, golden, probes, clusterer = sorted(
+            findings(registry, server), key=lambda found: ORDER.index(found[1])
+        )
     assert encoder == ("live", "encoder", "is served with another max_batch_size")
     for name, found in (("golden", golden), ("random", probes)):
         assert found[:2] == ("live", "classifier")
