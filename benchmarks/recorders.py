@@ -61,7 +61,7 @@ def trial(room: Path, recorders: int, kills: int, size: int, seed: int = 0) -> d
     ends = [start(registry, room, number, size) for number in range(recorders)]
     started, killed = time.monotonic(), 0
     while killed < kills:
-        time.sleep(chance.uniform(0.05, 0.6))
+        time.sleep(chance.uniform(0.1, 1.5))
         number = chance.randrange(recorders)
         process = ends[number]
         assert process.pid and process.is_alive(), "a recorder ended by itself"

@@ -99,7 +99,7 @@ def test_a_registry_on_s3(gateway, credentials, monkeypatch, tmp_path, no_export
     # DVC's own configuration does as well, for the remote named `store`.
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     (tmp_path / "dvc").mkdir()
-    settings = f"endpointurl = {gateway[0]}\naccess_key_id = {USER}\nsecret_access_key = {PASSWORD}\n"
+    settings = f"url = {REMOTE}\nendpointurl = {gateway[0]}\naccess_key_id = {USER}\nsecret_access_key = {PASSWORD}\n"
     (tmp_path / "dvc" / "config").write_text(f"['remote \"store\"']\n{settings}")
     assert audit(registry, "one").proven
     gateway[1].kill()
