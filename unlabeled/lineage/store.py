@@ -6,7 +6,7 @@ anywhere. DVC itself is content that an object is there; here every object is re
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,7 +60,9 @@ class Store:
         except Exception as error:  # as above
             if self._objects.fs.protocol == "local":
                 raise
-            raise InputError(f"cannot read the DVC remote {self.url}: {_one_line(error)}") from None
+            # S3 says no more than "Forbidden" to a wrong secret.
+            hint = "; check its credentials" if isinstance(error, PermissionError) else ""
+            raise InputError(f"cannot read the DVC remote {self.url}: {_one_line(error)}{hint}") from None
 
     def digests(self, name: str) -> Digests:
         """Read an object to its end and return its digests; raises what `open` raises."""
@@ -78,8 +80,11 @@ class Store:
 
         Raises:
             CheckFailed: what the remote gives back is not what was sent.
-            InputError: the remote cannot be written.
+            InputError: the remote cannot be reached or written.
         """
+        # S3's client takes minutes to tell of each upload that no server is there, and seconds of a read.
+        with suppress(FileNotFoundError), self.open(next(iter(objects), "0" * 32)):
+            pass
         try:
             self._send({name: objects[name] for name in objects if not self._objects.exists(name)})
             damaged = self._damaged(objects)

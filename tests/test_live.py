@@ -1,0 +1,81 @@
+"""The audit of a running server: the real Triton, on the recorded repository and on others."""
+
+import shutil
+
+import onnx
+import pytest
+from serving_fixtures import exported_run
+
+from serving.client import Client
+from serving.live import live
+from serving.server import EmbeddedTriton
+from unlabeled.digest import dvc_digest
+from unlabeled.errors import InputError
+from unlabeled.files import link_or_copy
+from unlabeled.lineage.findings import Check, Report
+from unlabeled.lineage.record import record
+from unlabeled.lineage.registry import Registry
+from unlabeled.lineage.step import Artifact, step
+
+ORDER = ("encoder", "classifier", "clusterer")
+INTACT = Report("one", "", [Check("the record is intact")])
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """A registry with the run `one`, that serves three real models."""
+    room, run = tmp_path_factory.mktemp("live"), exported_run()
+    registry = Registry.embedded(room / "registry")
+    names = ("raw", "table", "repository", "index")
+    artifacts = {name: Artifact(str(room / name)) for name in names}
+    with step("ingest", {}, {"raw": artifacts["raw"], "table": artifacts["table"]}):
+        link_or_copy(run.inputs["labels"], room / "raw")
+        link_or_copy(run.table, room / "table")
+    outputs = {name: artifacts[name] for name in ("repository", "index")}
+    with step("export", {"table": artifacts["table"]}, outputs):
+        link_or_copy(run.repository, room / "repository")
+        link_or_copy(run.index, room / "index")
+    data = {"source": "mini", "digest": dvc_digest(room / "raw"), "reference": ""}
+    record("one", artifacts, {"data": "mini"}, data, registry.url, registry.remote, room / "bundle")
+    return registry
+
+
+def findings(registry, server):
+    report = live(registry, "one", INTACT, server.grpc_url)
+    assert report.checks[0] == INTACT.checks[0]
+    assert server.grpc_url in report.checks[-1].claim
+    return [(difference.step, difference.file, difference.what) for difference in report.differences]
+
+
+@pytest.mark.slow
+def test_the_recorded_models_are_proven_and_whatever_else_is_served_is_named(registry, tmp_path):
+    folder = tmp_path / "repository"
+    shutil.copytree(exported_run().repository, folder)
+    with EmbeddedTriton(folder) as server, Client(server.grpc_url) as client:
+        assert findings(registry, server) == []
+
+        model, config = folder / "classifier" / "1" / "model.onnx", folder / "encoder" / "config.pbtxt"
+        content = bytearray(model.read_bytes())
+        weights = max(onnx.load(model).graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        # The exponent of the first weight: a little-endian float's last byte.
+        content[content.index(weights.raw_data) + 3] ^= 0x02
+        model.write_bytes(content)
+        config.write_text(config.read_text().replace("max_batch_size: 32", "max_batch_size: 64"))
+        for kind in ("classifier", "encoder"):
+            client.connection.load_model(kind)
+        client.connection.unload_model("clusterer")
+        encoder, golden, probes, clusterer = sorted(
+            findings(registry, server), key=lambda found: ORDER.index(found[1])
+        )
+    assert encoder == ("live", "encoder", "is served with another max_batch_size")
+    for name, found in (("golden", golden), ("random", probes)):
+        assert found[:2] == ("live", "classifier")
+        assert found[2].startswith(f"answers the {name} images otherwise, by ")
+    assert clusterer[:2] == ("live", "clusterer")
+    assert clusterer[2].startswith("is not served: ")
+
+
+def test_no_server_is_one_line(registry):
+    with pytest.raises(InputError, match=r"no Triton server at 127\.0\.0\.1:9: ") as error:
+        live(registry, "one", INTACT, "127.0.0.1:9")
+    assert "\n" not in str(error.value)
