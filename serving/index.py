@@ -21,7 +21,8 @@ class Index:
         thumbnails: uint8 (N, C, h, w).
         golden: `images` uint8 (B, C, H, W) and torch's output of each served model by its name.
         models: {model: {"output", "sha256" of model.onnx, "tensors": canonical digest of its weights}}; of
-            `clusterer` also "classes", the class matched to each cluster, empty where there are no labels.
+            `clusterer` also "classes", the class matched to each cluster, empty where there are no labels; of
+            less than float32 also "precision", and "cost", what that costs on held-out images.
         image_shape: (C, H, W) of the training images.
 
     Raises:

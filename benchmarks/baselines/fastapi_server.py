@@ -37,4 +37,4 @@ if __name__ == "__main__":
     listening = config.bind_socket()
     # Workers that share a socket leave Nagle's algorithm on: head and body would lie 40 ms apart.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    Multiprocess(config, uvicorn.Server(config).run, [listening]).run()
+    Multiprocess(config, [listening]).run()
