@@ -49,9 +49,10 @@ def triton_environment() -> Path:
 class EmbeddedTriton:
     """A context in which Triton serves a model repository on loopback.
 
-    With a model that asks for a response cache the server has one, of 64 MB. All models are loaded at the start, and can be loaded and unloaded through the API (explicit control). The
+    All models are loaded at the start, and can be loaded and unloaded through the API (explicit control). The
     server ends with the context or with this process; no process and no shared memory remains. A process
-    that is killed leaves a temporary folder of 3 MB.
+    that is killed leaves a temporary folder of 3 MB. Where a model asks for a response cache,
+    the server has one, of 64 MB.
 
     Args:
         http_port, grpc_port, metrics_port: 0 takes a free one.

@@ -68,8 +68,9 @@ def test_answers_stay_near_on_any_size(run, reduced, precision, largest):
     model = OnnxModel(reduced / precision)
     cost = accuracy_cost(OnnxModel(reduced / "float32"), model, images)
     assert 0 < cost["max_difference"] < largest and cost["top1_agreement"] > 0.9
-    large = run.images(3, height=50, width=31)
-    assert np.abs(OnnxModel(reduced / "float32")(large) - model(large)).max() < largest
+    # float16 has no numbers of their own for rows beyond 2,048: the resize must not be in it.
+    for large in (run.images(3, height=50, width=31), run.images(1, height=4001, width=4003)):
+        assert np.abs(OnnxModel(reduced / "float32")(large) - model(large)).max() < largest
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -8,8 +8,6 @@ import onnx
 from unlabeled.export.onnx import initializers
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
-# A float16 weight below this is rounded up to it or down to zero (onnxruntime's converter).
-SMALLEST_HALF = 1e-7
 
 
 def precision_of(model: onnx.ModelProto) -> str:
@@ -46,7 +44,7 @@ def _within_half_a_step(name: str, weight: np.ndarray, reduced: dict[str, np.nda
     if name in reduced:
         found, step = reduced[name], np.zeros(())
         if found.dtype == np.float16:
-            step = np.maximum(np.spacing(np.abs(found)).astype(np.float64), 2 * SMALLEST_HALF)
+            step = np.spacing(np.abs(found)).astype(np.float64)
     elif f"{name}_quantized" in reduced:
         found = reduced[f"{name}_quantized"].astype(np.float64)
         # Weights: NAME_scale; biases: NAME_quantized_scale, the product of the input's and the weight's.

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from unlabeled.errors import CheckFailed
 from unlabeled.export.onnx import INPUT, OnnxModel, canonical_bytes
 from unlabeled.export.parity import difference
-from unlabeled.export.proof import SMALLEST_HALF
 
 CALIBRATION_IMAGES, BATCH = 256, 32
 
@@ -65,15 +65,49 @@ def _int8(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
 
 
 def _float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    """Compute in float16 from the first layer with weights to the output's softmax, if there is one.
 
-    names = [node.name for node in model.graph.node]
-    before = names[: names.index(_weighted(model)[0])]
-    last = [node.name for node in model.graph.node if node.op_type == "Softmax"]
-    with _quiet():
-        return convert_float_to_float16(
-            model, keep_io_types=True, node_block_list=[*before, *last], min_positive_val=SMALLEST_HALF
-        )
+    onnxruntime's converter casts to float16 and back around each layer that stays, which the resize must not
+    suffer: rows of an image beyond 2,048 have no float16 number of their own.
+    """
+    graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    floats = {value.name for value in inferred if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    nodes = list(graph.node)
+    first = [node.name for node in nodes].index(_weighted(model)[0])
+    end = len(nodes) - (nodes[-1].op_type == "Softmax")
+    head, tail, softmax = nodes[:first], nodes[first:end], nodes[end:]
+    outside = {name for node in (*head, *softmax) for name in node.input}
+    renamed: dict[str, str] = {}
+
+    for tensor in list(graph.initializer):
+        inside = any(tensor.name in node.input for node in tail)
+        if not inside or tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        weight = numpy_helper.to_array(tensor)
+        if tensor.name in outside:
+            renamed[tensor.name] = f"{tensor.name}_half"
+            graph.initializer.append(numpy_helper.from_array(weight.astype(np.float16), renamed[tensor.name]))
+        else:
+            tensor.CopyFrom(numpy_helper.from_array(weight.astype(np.float16), tensor.name))
+    casts = []
+    for name in sorted({name for node in head for name in node.output} & floats):
+        if any(name in node.input for node in tail):
+            renamed[name] = f"{name}_half"
+            casts.append(helper.make_node("Cast", [name], [renamed[name]], to=onnx.TensorProto.FLOAT16))
+    # What leaves the tail gets its float32 name back by a cast.
+    [last] = tail[-1].output
+    renamed[last] = f"{last}_half"
+    for node in tail:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+        for part in node.attribute:
+            if node.op_type == "Cast" and part.name == "to" and part.i == onnx.TensorProto.FLOAT:
+                part.i = onnx.TensorProto.FLOAT16
+    back = helper.make_node("Cast", [renamed[last]], [last], to=onnx.TensorProto.FLOAT)
+    del graph.node[:]
+    graph.node.extend([*head, *casts, *tail, back, *softmax])
+    return model
 
 
 @contextlib.contextmanager
