@@ -35,6 +35,7 @@ for _name in (
     "quality",
     "clustering",
     "serving",
+    "malformed",
     "lineage",
     "recorders",
     "pipeline",

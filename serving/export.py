@@ -12,14 +12,16 @@ from unlabeled import progress
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import file_digest
 from unlabeled.export.models import KINDS, class_names, cluster_classes, fit, load_served
-from unlabeled.export.onnx import onnx_bytes, onnx_digest
+from unlabeled.export.onnx import OnnxModel, onnx_bytes, onnx_digest
 from unlabeled.export.parity import compare, torch_outputs
-from unlabeled.files import atomic_path
+from unlabeled.export.quantize import CALIBRATION_IMAGES, accuracy_cost, check_cost, reduce_precision
+from unlabeled.files import atomic_path, write_bytes
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import Export
 from unlabeled.probes.features import accelerator, extract
 
 GOLDEN_IMAGES = 32
+COST_IMAGES = 2000
 THUMBNAIL_SIDE = 32
 # Drift compares fewer.
 HELD_OUT_IMAGES = 2000
@@ -40,15 +42,18 @@ def export(
         model: the selected pretraining.
         labels: its self-labels.
         classifier: the fine-tuned classifier.
-        table: the image table; of its test images only the index knows, by their embeddings.
+        table: the image table; of its test images the index keeps embeddings, and less precision is measured on them.
         repository: folder to write; per model `config.pbtxt`, `1/model.onnx` and, of classes, `labels.txt`.
         index: folder to write (see `serving.index.Index`).
 
     Returns:
-        Per model `MODEL_difference`, `MODEL_cosine`, `MODEL_top1`: the worst of onnxruntime against torch.
+        Per model `MODEL_difference`, `MODEL_cosine`, `MODEL_top1`: the worst of onnxruntime against torch, in
+        float32. With less precision also `MODEL_PRECISION_…`, what that costs on held-out images (see
+        `unlabeled.export.quantize.accuracy_cost`).
 
     Raises:
-        CheckFailed: onnxruntime's outputs differ from torch's by more than `parameters.tolerance`.
+        CheckFailed: onnxruntime's outputs differ from torch's by more than `parameters.tolerance`, or less
+            precision costs more than `parameters.max_accuracy_drop`.
         InputError: an artifact is missing or broken.
     """
     images = ImageTable(table)
@@ -70,6 +75,9 @@ def export(
                 max_batch_size=parameters.max_batch_size,
                 instances=parameters.instances,
                 labelled=bool(names),
+                response_cache=parameters.response_cache,
+                warmup=parameters.warmup,
+                side=served.image_shape[1:],
             )
             write_model(folder, config, onnx_bytes(served), names)
             path = folder / kind / MODEL
@@ -79,14 +87,33 @@ def export(
                 f"{kind}_cosine": worst["min_cosine"],
                 f"{kind}_top1": worst["top1_agreement"],
             }
+            reduced: dict[str, Any] = {}
+            if parameters.precision != "float32":
+                cost = _reduce(path, kind, images, parameters)
+                result |= {f"{kind}_{parameters.precision}_{name}": value for name, value in cost.items()}
+                reduced = {"precision": parameters.precision, "cost": cost}
             models[kind] = {
                 "output": served.output,
                 "sha256": file_digest(path),
                 "tensors": onnx_digest(path),
+                **reduced,
             }
     models["clusterer"]["classes"] = cluster_classes(labels, images.classes)
     write_index(index, _index(model, images, _spread(train, parameters.index_images)), golden, models)
     return result
+
+
+def _reduce(path: Path, kind: str, images: ImageTable, parameters: Export) -> dict[str, float]:
+    """Replace a float32 file by one of less precision; return what that costs on held-out images."""
+    exact, train, test = OnnxModel(path), images.indices("train"), images.indices("test")
+    calibration = images.images(_spread(train, CALIBRATION_IMAGES))
+    write_bytes(path, reduce_precision(path.read_bytes(), parameters.precision, calibration))
+    held_out = _spread(test if len(test) else train, COST_IMAGES)
+    labels = images.labels(held_out) if kind == "classifier" and images.classes else None
+    cost = accuracy_cost(exact, OnnxModel(path), images.images(held_out), labels)
+    if kind != "encoder":  # its columns are no classes
+        check_cost(kind, parameters.precision, cost, parameters.max_accuracy_drop)
+    return cost
 
 
 def _spread(indices: np.ndarray, count: int) -> np.ndarray:

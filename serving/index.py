@@ -22,7 +22,8 @@ class Index:
         held_out: float16 (M, D), embeddings of test images; empty in an index of an older export.
         golden: `images` uint8 (B, C, H, W) and torch's output of each served model by its name.
         models: {model: {"output", "sha256" of model.onnx, "tensors": canonical digest of its weights}}; of
-            `clusterer` also "classes", the class matched to each cluster, empty where there are no labels.
+            `clusterer` also "classes", the class matched to each cluster, empty where there are no labels; of
+            less than float32 also "precision", and "cost", what that costs on held-out images.
         image_shape: (C, H, W) of the training images.
 
     Raises:

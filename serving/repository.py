@@ -23,6 +23,9 @@ def model_config(
     max_batch_size: int,
     instances: int = 0,
     labelled: bool = False,
+    response_cache: bool = False,
+    warmup: Sequence[int] = (),
+    side: Sequence[int] = (),
 ) -> triton.ModelConfig:
     """Return the configuration of a served model.
 
@@ -32,6 +35,12 @@ def model_config(
         max_batch_size: largest batch that Triton forms.
         instances: number of instances on each device; 0: Triton's default, two on a CPU, one on each GPU.
         labelled: the output has a class name per column in `labels.txt`.
+        response_cache: equal requests are answered from memory, by a server with `--cache-config`.
+        warmup: batch sizes that each instance computes before the model is ready.
+        side: height and width of the images of these batches.
+
+    Raises:
+        InputError: a batch of `warmup` is larger than `max_batch_size`.
     """
     config = triton.ModelConfig(
         name=name,
@@ -47,6 +56,17 @@ def model_config(
         config.output[0].label_filename = LABELS
     if instances:
         config.instance_group.add(count=instances, kind=triton.ModelInstanceGroup.KIND_AUTO)
+    if response_cache:
+        config.response_cache.enable = True
+    for size in warmup:
+        if size > max_batch_size:
+            raise InputError(
+                f"export.warmup has a batch of {size}; export.max_batch_size is {max_batch_size}"
+            )
+        warm = config.model_warmup.add(name=f"batch of {size}", batch_size=size)
+        warm.inputs["images"].CopyFrom(
+            triton.ModelWarmup.Input(data_type=triton.TYPE_UINT8, dims=[channels, *side], zero_data=True)
+        )
     # Instances run side by side, so one thread each: instances x threads stays within the cores.
     config.parameters["intra_op_thread_count"].string_value = "1"
     return config

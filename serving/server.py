@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from serving.repository import model_names
+from serving.repository import CONFIG, model_names, read_config
 from unlabeled.errors import CheckFailed, InputError
 
 VARIABLE = "UNLABELED_TRITON"
@@ -29,6 +29,7 @@ BACKEND = Path(__file__).parent / "backend" / "model.py"
 HOST = "127.0.0.1"
 # A proxy that the environment names has no business on loopback.
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+CACHE_BYTES = 64 << 20
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
@@ -50,7 +51,8 @@ class EmbeddedTriton:
 
     All models are loaded at the start, and can be loaded and unloaded through the API (explicit control). The
     server ends with the context or with this process; no process and no shared memory remains. A process
-    that is killed leaves a temporary folder of 3 MB.
+    that is killed leaves a temporary folder of 3 MB. Where a model asks for a response cache,
+    the server has one, of 64 MB.
 
     Args:
         http_port, grpc_port, metrics_port: 0 takes a free one.
@@ -185,6 +187,7 @@ class EmbeddedTriton:
                 raise InputError(f"Triton cannot serve {self.repository}: {self._errors()}")
 
     def _command(self, server: Path, backends: Path) -> list[str]:
+        cache = [f"--cache-config=local,size={CACHE_BYTES}"] if self._caches() else []
         # The server ends with the thread that started it, even when that is killed.
         with_parent = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
         return [
@@ -196,8 +199,12 @@ class EmbeddedTriton:
             f"--grpc-address={HOST}", f"--grpc-port={self.ports['grpc']}",
             f"--metrics-address={HOST}", f"--metrics-port={self.ports['metrics']}",
             "--metrics-config=summary_latencies=true", "--allow-gpu-metrics=false",
-            "--exit-timeout-secs=10", *self.arguments,
+            "--exit-timeout-secs=10", *cache, *self.arguments,
         ]  # fmt: skip
+
+    def _caches(self) -> bool:
+        """Whether a model asks for a response cache: without one in the server it would not load."""
+        return any(read_config(path).response_cache.enable for path in self.repository.glob(f"*/{CONFIG}"))
 
     def _wait_ready(self, process: subprocess.Popen) -> bool:
         deadline = time.monotonic() + START_SECONDS

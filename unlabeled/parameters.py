@@ -138,6 +138,10 @@ class Export(Section):
     tolerance: float = Field(1e-5, gt=0, description="largest difference of probabilities from torch to ONNX to Triton")
     max_batch_size: int = Field(64, ge=1, description="largest batch that Triton forms")
     instances: int = Field(0, ge=0, description="model instances in Triton; 0: left to the server")
+    response_cache: bool = Field(False, description="Triton answers a request that it has answered before from memory")
+    warmup: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="batch sizes that a model computes once before it is ready")
+    precision: Literal["float32", "int8", "float16"] = Field("float32", description="int8 for CPUs, float16 for GPUs; what it costs is measured")
+    max_accuracy_drop: float = Field(0.01, ge=0, le=1, description="how much accuracy less precision may cost; without labels: agreement")
     index_images: int = Field(10_000, ge=1, description="training images that nearest-image answers choose from")
 
 

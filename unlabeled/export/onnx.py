@@ -45,7 +45,15 @@ def onnx_bytes(served: Served) -> bytes:
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
+    return canonical_bytes(program.model_proto)
+
+
+def canonical_bytes(model: onnx.ModelProto) -> bytes:
+    """Return a checked model, opset 18 and IR 8, as bytes that depend on what it computes alone.
+
+    Raises:
+        RuntimeError: it needs another operator set.
+    """
     _strip(model)
     del model.graph.value_info[:]
     model.ir_version = IR_VERSION

@@ -10,6 +10,7 @@ import torch
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import Served, load_served
 from unlabeled.export.onnx import OnnxModel, initializers, load_onnx, onnx_bytes
+from unlabeled.export.proof import differs_from_exact, precision_of
 
 BATCH_SIZES = (1, 2, 7, 64)
 
@@ -88,7 +89,8 @@ def onnx_equals_checkpoint(
         tolerance: largest `max_difference` of the outputs on random images (see `difference`).
 
     Returns:
-        What differs, a line each; empty: proven. Bytes, graph and weights are compared where the torch here
+        What differs, a line each; empty: proven. A file of less precision is proven by its weights and layers
+        (see `unlabeled.export.proof.differs_from_exact`). Bytes, graph and weights are compared where the torch here
         is the one that wrote the file; another may name and fold otherwise, so only the outputs are compared.
 
     Raises:
@@ -103,6 +105,8 @@ def onnx_equals_checkpoint(
     differences = []
     if recorded.ir_version != expected.ir_version or recorded.opset_import != expected.opset_import:
         differences.append(f"{kind}: IR version or operator set differs from what export writes")
+    if precision_of(recorded) != "float32":
+        return differences + [f"{kind}: {line}" for line in differs_from_exact(recorded, expected)]
     if recorded.producer_version == expected.producer_version:
         ours, theirs = initializers(expected), initializers(recorded)
         changed = [name for name in sorted(ours | theirs) if not _equal(ours.get(name), theirs.get(name))]
