@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import ablate, bench, by_hand, compare, kubeflow
+from pipelines import ablate, bench, by_hand, compare, kubeflow, promote
 from pipelines.options import (
     DEFAULT_WORKSPACE,
     Data,
@@ -281,6 +281,7 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
 
 app.add_typer(kubeflow.app)
 app.add_typer(by_hand.app)
+app.add_typer(promote.app)
 app.add_typer(ablate.app, name="ablate")
 app.add_typer(compare.app, name="compare")
 app.add_typer(bench.app, name="bench")

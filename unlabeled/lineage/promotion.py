@@ -129,7 +129,9 @@ def promote(
 def _push(registry: Registry, promotion: Promotion) -> bool:
     """Push the tags of a promotion; False where another promoter took one of their names before."""
     taken = {name for name, _, _ in registry.tags(f"{ARTIFACT}@*", f"{ARTIFACT}#*")}
-    counters = [int(name.split("#")[2]) for name in taken if name.startswith(f"{ARTIFACT}#{promotion.stage}#")]
+    counters = [
+        int(name.split("#")[2]) for name in taken if name.startswith(f"{ARTIFACT}#{promotion.stage}#")
+    ]
     # Two promoters to one stage want the same number: git lets one of them have it.
     wanted = {
         f"{ARTIFACT}@{promotion.version}": f"Version {promotion.version}: run {promotion.run}",
@@ -144,7 +146,14 @@ def _push(registry: Registry, promotion: Promotion) -> bool:
             date = f"@{promotion.time} +0000"
             git("tag", "--annotate", "--message", message, name, target, folder=clone, date=date)
         try:
-            git("push", "--quiet", "--atomic", registry.url, *(f"refs/tags/{name}" for name in new), folder=clone)
+            git(
+                "push",
+                "--quiet",
+                "--atomic",
+                registry.url,
+                *(f"refs/tags/{name}" for name in new),
+                folder=clone,
+            )
         except GitError as error:
             registry.refresh()
             if taken == {name for name, _, _ in registry.tags(f"{ARTIFACT}@*", f"{ARTIFACT}#*")}:
