@@ -28,7 +28,17 @@ def _add_benchmark(name: str) -> None:
     command.__doc__ = f"benchmarks/{name}.py"
 
 
-for _name in ("ingest", "validation", "training", "quality", "clustering", "serving", "lineage", "pipeline", "rollout"):
+for _name in (
+    "ingest",
+    "validation",
+    "training",
+    "quality",
+    "clustering",
+    "serving",
+    "lineage",
+    "pipeline",
+    "rollout",
+):
     _add_benchmark(_name)
 
 
