@@ -91,7 +91,7 @@ def roll_out(repository: Path, number: int, index: Index, client: Client, key: s
 
     Raises:
         CheckFailed: Triton cannot load it, or it gives other answers; the version before serves again.
-        InputError: Triton is not there.
+        InputError: Triton is not there, or refuses the key; the version before serves, or will again.
     """
     models, before = _models_of(repository, number), served_number(repository)
     try:
@@ -110,7 +110,7 @@ def roll_out(repository: Path, number: int, index: Index, client: Client, key: s
             raise
         point(repository, before)
         _load(client.url, models, key)
-        raise CheckFailed(f"{error}; version {before} serves again") from None
+        raise type(error)(f"{error}; version {before} serves again") from None
     return True
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-
 from conftest import write_table
 from onnx import TensorProto, helper, numpy_helper
 from serving_fixtures import smooth_images
