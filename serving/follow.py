@@ -75,8 +75,8 @@ class Follower:
         if promotion == self.settled:
             return
         started = time.monotonic()
-        before = served_number(self.repository)
         number, index = bring(self.registry, promotion, self.repository)
+        before = served_number(self.repository)
         try:
             with Client(self.url, retry_seconds=0) as client:
                 changed = roll_out(self.repository, number, index, client, self.key, self.tolerance)
@@ -85,7 +85,8 @@ class Follower:
             self.settled = promotion
             raise
         self.settled = promotion
-        prune(self.repository, keep=[number, before])
+        if before != number:
+            prune(self.repository, keep=[number, before])
         took = f"in {time.monotonic() - started:.1f} s" if changed else "already"
         self.say(f"{promotion} serves {took}: run {promotion.run}, version {number} in Triton")
 

@@ -37,7 +37,7 @@ def place(bundle: Path, repository: Path) -> int:
         repository: of the server; made where it does not exist.
 
     Raises:
-        InputError: the bundle is no run's.
+        InputError: the bundle is no run's, or the repository none.
     """
     new, side = bundle / "repository", Index(bundle / "index").image_shape[1:]
     models = model_names(new)
@@ -128,7 +128,9 @@ def _adopt(repository: Path, side: tuple[int, ...]) -> None:
         config, labels = read_config(path), path.parent / LABELS
         if config.version_policy.specific.versions:
             continue
-        number = max(_numbers(repository, path.parent.name))
+        number = max(_numbers(repository, path.parent.name), default=0)
+        if not number:
+            raise InputError(f"model {path.parent} has no version: a folder with a number belongs there")
         if labels.exists():
             write_bytes(path.parent / str(number) / LABELS, labels.read_bytes())
         content = text_format.MessageToBytes(_of_version(config, number, side))
