@@ -36,6 +36,7 @@ for _name in (
     "clustering",
     "serving",
     "malformed",
+    "rollout",
     "lineage",
     "recorders",
     "pipeline",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import ablate, bench, by_hand, compare, kubeflow, verify, watch
+from pipelines import ablate, bench, by_hand, compare, follow, kubeflow, promote, verify, watch
 from pipelines.options import (
     DEFAULT_WORKSPACE,
     Data,
@@ -194,11 +194,17 @@ def serve(
     run: RunName = "",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0: a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0: a free one.")] = 8001,
+    stage: Annotated[str, typer.Option(help="Instead of a run: follow what is promoted to this stage.")] = "",
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Serve a run's models with the embedded Triton server, on this machine only, until interrupted."""
     from serving.server import EmbeddedTriton
 
+    if stage:
+        if run:
+            raise InputError(f"serve run {run} or stage {stage}, not both")
+        follow.serve_stage(workspace, stage, http_port, grpc_port)
+        return
     folder = _run_folder(workspace, run)
     with EmbeddedTriton(folder / "repository", http_port=http_port, grpc_port=grpc_port) as server:
         print(
@@ -294,6 +300,8 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
 app.add_typer(kubeflow.app)
 app.add_typer(watch.app)
 app.add_typer(by_hand.app)
+app.add_typer(promote.app)
+app.add_typer(follow.app)
 app.add_typer(verify.app)
 app.add_typer(ablate.app, name="ablate")
 app.add_typer(compare.app, name="compare")

@@ -86,6 +86,7 @@ def run_steps(
     changed: str = "",
     exported: Path | None = None,
     reference: str = "",
+    served: Path | None = None,
 ) -> dict[str, Artifact]:
     """Execute the steps of a run and return its artifacts by their path in the bundle.
 
@@ -95,6 +96,7 @@ def run_steps(
         changed: a step whose result comes out differently this time.
         reference: sha256 of the table that drift is measured against.
         exported: a real model of SimCLR; its encoder is exported and served.
+        served: folder with the real `table/`, `repository/`, `index/` and `serving/` of the run.
     """
 
     def new(name: str) -> Artifact:
@@ -110,10 +112,13 @@ def run_steps(
             {"train-images-idx3-ubyte": size, "später/ünï code.bin": 50, "empty": ""},
             seed_of("ingest"),
         )
-        write(Path(table.path), {"images.npy": size, "table.parquet": size // 2}, seed_of("ingest"))
-        write_json(
-            Path(table.path) / "summary.json", {"classes": ["a", "b"], "counts": {"train": 10, "test": 4}}
-        )
+        if served:
+            link_or_copy(served / "table", table.path)
+        else:
+            write(Path(table.path), {"images.npy": size, "table.parquet": size // 2}, seed_of("ingest"))
+            write_json(
+                Path(table.path) / "summary.json", {"classes": ["a", "b"], "counts": {"train": 10, "test": 4}}
+            )
     validation, baselines = new("validation"), new("baselines")
     with step("validate", {"table": table}, {"validation": validation}):
         result = {"success": True, "seed": seed_of("validate"), "drift": {"reference": reference}}
@@ -176,14 +181,21 @@ def run_steps(
         weights(Path(classifier.path), seed_of("finetune") + 7, width=4)
         write_json(Path(classifier.path) / "config.json", {"classes": ["a", "b"]})
     with step("export", {**chosen, "classifier": classifier}, {"repository": repository, "index": index}):
-        if exported:
-            real_onnx(Path(repository.path), exported)
+        if served:
+            link_or_copy(served / "repository", repository.path)
+            link_or_copy(served / "index", index.path)
         else:
-            write(Path(repository.path), {"encoder/1/model.onnx": 90}, seed_of("export"))
-        write(Path(repository.path), {"encoder/config.pbtxt": "name: 'encoder'\n"}, 0)
-        write(Path(index.path), {"index.npz": 70, "golden.npz": 30}, seed_of("export") + 1)
+            if exported:
+                real_onnx(Path(repository.path), exported)
+            else:
+                write(Path(repository.path), {"encoder/1/model.onnx": 90}, seed_of("export"))
+            write(Path(repository.path), {"encoder/config.pbtxt": "name: 'encoder'\n"}, 0)
+            write(Path(index.path), {"index.npz": 70, "golden.npz": 30}, seed_of("export") + 1)
     with step("check_serving", {"repository": repository, "index": index}, {"serving": serving}):
-        write_json(Path(serving.path) / "serving.json", {"max_difference": 0.0})
+        if served:
+            link_or_copy(served / "serving", serving.path)
+        else:
+            write_json(Path(serving.path) / "serving.json", {"max_difference": 0.0})
     return {
         "raw": raw, "table": table, "validation": validation, "baselines": baselines,
         **method_artifacts(models, labels, evaluations),

@@ -24,6 +24,8 @@ from unlabeled.lineage.git import GitError, git
 from unlabeled.lineage.store import Store
 from unlabeled.lineage.tracked import LEADERBOARD, PROVENANCE, RECORD, SIGNATURE, STATEMENT
 
+ALL_TAGS = "+refs/tags/*:refs/tags/*"
+
 
 class Registry:
     """A registry of runs.
@@ -181,6 +183,35 @@ class Registry:
             hint = _hint(run, names) if names else "; it holds no run yet"
             raise InputError(f"no run '{run}' in the registry{hint}")
 
+    def tags(self, *patterns: str) -> list[tuple[str, str, int]]:
+        """Return name, commit and time (seconds since 1970) of the annotated tags whose names match a pattern.
+
+        Raises:
+            InputError: git cannot read the registry.
+        """
+        if is_folder(self.url) and not Path(self.url).exists():
+            return []
+        form = "--format=%(refname:lstrip=2) %(*objectname) %(taggerdate:unix)"
+        try:
+            lines = self._git("for-each-ref", form, *(f"refs/tags/{pattern}" for pattern in patterns))
+        except GitError as error:
+            raise InputError(f"cannot read the registry {self.url}: {error}") from None
+        # A tag without annotation has neither; GTO takes no notice of it either.
+        found = [parts for line in lines.decode().splitlines() if len(parts := line.split()) == 3]
+        return [(name, commit, int(time)) for name, commit, time in found]
+
+    def refresh(self) -> None:
+        """See what was recorded and promoted since; a registry in a folder is read as it is in any case.
+
+        Raises:
+            InputError: git cannot read the registry.
+        """
+        if self._mirror is not None:
+            try:
+                git("fetch", "--quiet", "--no-tags", "--prune", self.url, ALL_TAGS, folder=self._mirror.name)
+            except GitError as error:
+                raise InputError(f"cannot read the registry {self.url}: {error}") from None
+
     def _names(self) -> list[str]:
         if is_folder(self.url) and not Path(self.url).exists():
             return []
@@ -198,7 +229,7 @@ class Registry:
         if self._mirror is None:
             mirror = tempfile.TemporaryDirectory(prefix="unlabeled-")
             git("init", "--quiet", "--bare", "--template=", mirror.name)
-            git("fetch", "--quiet", "--no-tags", self.url, f"+{TAGS}*:{TAGS}*", folder=mirror.name)
+            git("fetch", "--quiet", "--no-tags", self.url, ALL_TAGS, folder=mirror.name)
             self._mirror = mirror
         return git(*arguments, folder=self._mirror.name, input=input)
 

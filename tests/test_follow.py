@@ -1,0 +1,267 @@
+"""Following a stage: promoted versions come into a live Triton under load, and what does not answer goes back."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lineage_bundle import flip, record_run
+from served_bundle import OUTPUTS, head, serve
+
+from serving.follow import Follower
+from serving.index import Index
+from serving.repository import read_config, read_labels
+from serving.rollout import place, point, served_number
+from serving.server import EmbeddedTriton
+from serving.soak import Soak
+from unlabeled.digest import tree_digest
+from unlabeled.errors import CheckFailed, InputError
+from unlabeled.lineage.promotion import at_stage, promote
+from unlabeled.lineage.registry import Registry
+
+RUNS = ("first", "second", "third")
+KEY = "secret"
+RESTRICTED = ("--grpc-restricted-protocol=model-repository:control-key=secret",)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A registry of three runs whose answers differ. Read only."""
+    work = tmp_path_factory.mktemp("recorded")
+    registry = Registry.embedded(work / "registry")
+    for seed, name in enumerate(RUNS):
+        serve(work / name, head(seed), head(seed))
+        record_run(registry, work / f"run-{name}", name, seed, served=work / name)
+    return registry
+
+
+@pytest.fixture
+def registry(recorded, tmp_path):
+    """A copy, to be promoted in."""
+    shutil.copytree(Path(recorded.url).parent, tmp_path / "registry")
+    return Registry.embedded(tmp_path / "registry")
+
+
+@pytest.fixture
+def incoming(tmp_path):
+    """Return a function that makes a bundle as the follower fetches it."""
+
+    def make(seed):
+        return serve(tmp_path / "incoming" / f"{seed}-{time.monotonic_ns()}", head(seed), head(seed))
+
+    return make
+
+
+def put(registry, run):
+    return promote(registry, run, "prod", at_stage(registry, "prod"))
+
+
+def test_a_version_lies_beside_the_others_until_it_is_pointed_to(incoming, tmp_path):
+    exported = incoming(0)
+    repository = tmp_path / "repository"
+    shutil.copytree(exported / "repository", repository)
+    assert place(incoming(1), repository) == 2
+    # What is served did not change, but is named now: a restart of the server takes no other.
+    assert served_number(repository) == 1
+    assert read_config(repository / "classifier" / "config.pbtxt").output[0].label_filename == "1/labels.txt"
+    before = {kind: tree_digest(repository / kind / "1") for kind in OUTPUTS}
+    point(repository, 2)
+    assert served_number(repository) == 2
+    config = read_config(repository / "classifier" / "config.pbtxt")
+    assert list(config.version_policy.specific.versions) == [2]
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 32]
+    labels = repository / "classifier" / config.output[0].label_filename
+    assert labels.read_text().splitlines() == read_labels(exported / "repository", "classifier")
+    assert {kind: tree_digest(repository / kind / "1") for kind in OUTPUTS} == before
+
+
+def test_a_version_that_is_there_is_found_again_and_a_half_one_is_not(incoming, tmp_path):
+    repository = tmp_path / "repository"
+    assert [place(incoming(seed), repository) for seed in (0, 1, 0, 1)] == [1, 2, 1, 2]
+    # What a follower that was killed left behind: a version of which one model is missing.
+    shutil.rmtree(repository / "encoder" / "2")
+    assert place(incoming(1), repository) == 3
+    flip(repository / "encoder" / "3" / "model.onnx")
+    assert place(incoming(1), repository) == 4
+
+
+def test_a_damaged_model_never_reaches_the_repository(registry, tmp_path):
+    put(registry, "first")
+    object_ = registry.objects("first")["repository/classifier/1/model.onnx"]
+    flip(Path(registry.remote) / "files" / "md5" / object_[:2] / object_[2:])
+    repository = tmp_path / "models" / "repository"
+    with pytest.raises(CheckFailed, match=r"classifier/1/model\.onnx is damaged"):
+        Follower(registry, "prod", "127.0.0.1:1", repository).look()
+    assert not list((tmp_path / "models").rglob("*.onnx"))
+
+
+def test_what_cannot_be_reached_is_said_once_and_tried_again(registry, tmp_path):
+    said = []
+    away = Path(registry.url).rename(tmp_path / "away")
+    follower = Follower(registry, "prod", "127.0.0.1:1", tmp_path / "models" / "repository", say=said.append)
+    threading.Thread(target=follower.follow, args=(0.02,), daemon=True).start()
+    wait_for(lambda: said)
+    time.sleep(0.2)
+    assert len(said) == 1 and "holds nothing yet" in said[0]
+    away.rename(registry.url)
+    put(registry, "first")
+    wait_for(lambda: len(said) == 2)
+    assert "Triton" in said[1]
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def server(recorded, tmp_path_factory):
+    """A server on what the chart's init container fetched: the first run, as export wrote it."""
+    models = tmp_path_factory.mktemp("models")
+    recorded.fetch("first", models, ["repository"])
+    with EmbeddedTriton(models / "repository", arguments=RESTRICTED) as triton:
+        yield triton
+
+
+def answers_of(recorded, server, run, tmp_path):
+    """The outputs that a run's models must give for the golden images."""
+    recorded.fetch(run, tmp_path / run, ["index"])
+    return Index(tmp_path / run / "index").golden
+
+
+@pytest.mark.slow
+def test_a_promoted_version_comes_into_a_live_server_under_load(registry, server, tmp_path):
+    """No request fails; every answer is one version's, whole; after the switch only the new one's; and back."""
+    golden = {run: answers_of(registry, server, run, tmp_path) for run in RUNS}
+    images = golden["first"]["images"][:2]
+    said = []
+    follower = Follower(registry, "prod", server.grpc_url, server.repository, KEY, say=said.append)
+
+    def kept():
+        return {path.name for path in (server.repository / "encoder").glob("[0-9]*")}
+
+    switched = []
+    with Soak(server.grpc_url, dict.fromkeys(OUTPUTS, images), clients=3) as soak:
+        # The third replaces the second; the second comes back from its folder, without a new one.
+        for run, number, versions in (
+            ("second", 2, {"1", "2"}),
+            ("third", 3, {"2", "3"}),
+            ("second", 2, {"2", "3"}),
+        ):
+            soak.wait(150)
+            put(registry, run)
+            started = time.monotonic()
+            follower.look()
+            switched.append((started, time.monotonic(), run))
+            assert served_number(server.repository) == number and run in said[-1]
+            # The version before is kept, and a follower that starts again keeps it too.
+            Follower(registry, "prod", server.grpc_url, server.repository, KEY, say=said.append).look()
+            assert "already" in said[-1] and kept() == versions
+            soak.wait(150)
+    assert len(soak.answers) >= 900
+    assert [answer.error for answer in soak.answers if answer.error] == []
+
+    def gives(answer, run):
+        return np.abs(answer.output - golden[run][answer.model][:2]).max() < 1e-5
+
+    for model in OUTPUTS:
+        assert np.abs(golden["first"][model] - golden["second"][model]).max() > 1e-2
+    current, allowed = "first", {}
+    for answer in soak.answers:
+        [given] = [run for run in RUNS if gives(answer, run)]
+        during = [
+            run for started, ended, run in switched if answer.started < ended and started < answer.ended
+        ]
+        current = ([run for _, ended, run in switched if ended <= answer.started] or ["first"])[-1]
+        allowed.setdefault(given, 0)
+        allowed[given] += 1
+        assert given in {current, *during}
+    assert set(allowed) == set(RUNS)
+
+
+@pytest.mark.slow
+def test_what_does_not_answer_as_its_run_goes_back(registry, server, tmp_path, monkeypatch):
+    """Golden answers of another run stand for a server that computes wrongly."""
+    before = served_number(server.repository)
+    index, said = answers_of(registry, server, "third", tmp_path), []
+    put(registry, "first")
+    follower = Follower(registry, "prod", server.grpc_url, server.repository, KEY, say=said.append)
+    original = Index.__init__
+
+    def wrong(self, folder):
+        original(self, folder)
+        self.golden = index
+
+    monkeypatch.setattr(Index, "__init__", wrong)
+    with pytest.raises(CheckFailed, match=rf"golden answers.*version {before} serves again"):
+        follower.look()
+    assert served_number(server.repository) == before
+    follower.look()  # refused once, it is left alone until something else is promoted
+    monkeypatch.setattr(Index, "__init__", original)
+    with Soak(server.grpc_url, dict.fromkeys(OUTPUTS, index["images"][:1])) as soak:
+        soak.wait(12)
+    assert {answer.version for answer in soak.answers} == {str(before)}
+
+
+@pytest.mark.slow
+def test_the_command_line_follows_with_the_key_and_ends_on_sigterm(registry, server, tmp_path):
+    put(registry, "third")
+    command = [
+        sys.executable, "-m", "pipelines.cli", "follow", "--registry", registry.url, "--remote", registry.remote,
+        "--stage", "prod", "--url", server.grpc_url, "--repository", str(server.repository),
+    ]  # fmt: skip
+    before = served_number(server.repository)
+    refused = subprocess.run(
+        [*command, "--once"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_CONTROL_KEY": "wrong"},
+    )
+    assert refused.returncode == 2 and "restricted" in refused.stderr and "Traceback" not in refused.stderr
+    assert served_number(server.repository) == before
+    environment = {**os.environ, "TRITON_CONTROL_KEY": KEY}
+    often = [*command, "--interval", "0.2"]
+    with subprocess.Popen(often, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert "encoder@v1.0.0#prod serves in" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    once = subprocess.run([*command, "--once"], capture_output=True, text=True, env=environment)
+    assert once.returncode == 0 and "serves already" in once.stdout
+
+
+@pytest.mark.slow
+def test_serve_a_stage_follows_it(registry, tmp_path):
+    workspace = Path(registry.url).parents[1]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "serve",
+        "--stage",
+        "prod",
+        "--http-port",
+        "0",
+        "--grpc-port",
+        "0",
+    ]
+    empty = subprocess.run([*command, "--workspace", workspace], capture_output=True, text=True)
+    assert empty.returncode == 2 and "unlabeled promote RUN --stage prod" in empty.stderr
+    put(registry, "first")
+    with subprocess.Popen([*command, "--workspace", workspace], stderr=subprocess.PIPE, text=True) as process:
+        assert "Triton serves encoder@v1.0.0#prod" in process.stderr.readline()
+        assert "serves already" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_stage_that_holds_nothing_is_said(registry, tmp_path):
+    with pytest.raises(InputError, match="holds nothing yet"):
+        Follower(registry, "prod", "127.0.0.1:1", tmp_path / "repository").look()
