@@ -74,6 +74,7 @@ def measure(folder: Path, requests: int, clients: int, rounds: int) -> dict[str,
     image = indexes[1].golden["images"][:1]
     times: list[float] = []
     marks: list[tuple[float, int]] = []
+    mixed: list[float] = []
     with (
         EmbeddedTriton(repository) as server,
         Client(server.grpc_url) as client,
@@ -86,6 +87,7 @@ def measure(folder: Path, requests: int, clients: int, rounds: int) -> dict[str,
             roll_out(repository, number, indexes[number], client, "", TOLERANCE)
             marks.append((time.monotonic(), number))
             times.append(marks[-1][0] - started)
+            mixed.append(mixed_seconds(soak.answers, started, number))
         soak.wait(max(requests - len(soak.answers), 100), seconds=600)
     failed = [answer.error for answer in soak.answers if answer.error]
     wrong = [answer for answer in soak.answers if not answer.error and not right(answer, indexes)]
@@ -106,6 +108,7 @@ def measure(folder: Path, requests: int, clients: int, rounds: int) -> dict[str,
         "of the old version after the switch": len(late),
         "errors": sorted(set(failed))[:3],
         "roll-out seconds": {"median": float(np.median(times)), "longest": max(times)},
+        "seconds between the models": {"median": float(np.median(mixed)), "longest": max(mixed)},
         "milliseconds": {"p50": float(p50), "p99": float(p99), "longest": float(worst)},
     }
 
@@ -127,6 +130,14 @@ def due(answer: Answer, marks: list[tuple[float, int]]) -> int:
     return int(answer.version) if answer.version in (str(current), str(marks[len(before)][1])) else current
 
 
+def mixed_seconds(answers: list[Answer], started: float, number: int) -> float:
+    """Return for how long, of the roll-out that started then, one model gave new answers and another old ones."""
+    during = [answer for answer in answers if answer.started >= started and not answer.error]
+    first_new = min(answer.ended for answer in during if answer.version == str(number))
+    last_old = max((answer.ended for answer in during if answer.version != str(number)), default=first_new)
+    return max(last_old - first_new, 0.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="at least")
@@ -142,6 +153,8 @@ def main() -> None:
         print(f"{row['what']:<66} {row['value']:>6}  bar 0  {'ok' if row['passed'] else 'MISSED'}")
         seconds, times = row["roll-out seconds"], row["milliseconds"]
         print(f"  a roll-out takes {seconds['median']:.1f} s (longest {seconds['longest']:.1f} s)")
+        between = row["seconds between the models"]
+        print(f"  the models switch within {between['median']:.1f} s (longest {between['longest']:.1f} s)")
         print(
             f"  requests p50 {times['p50']:.1f} ms  p99 {times['p99']:.1f} ms  longest {times['longest']:.0f} ms"
         )
