@@ -23,19 +23,22 @@ from unlabeled.workspace import CACHE
 
 def main(workspace: Path) -> None:
     """Run the pipeline; its leaderboard ends up in the workspace."""
-    # The folders that KFP makes here are written by the containers' user.
+    # The containers' user writes to the folders made here. One that is missing podman makes itself, as root's alone.
     os.umask(0)
-    cache, registry = workspace / "cache", Registry.embedded(workspace / "registry")
+    cache, artifacts = workspace / "cache", workspace / "artifacts"
+    artifacts.mkdir(parents=True)
+    registry = Registry.embedded(workspace / "registry")
     local.init(
         local.DockerRunner(
             network_mode="host",
             read_only=True,
             tmpfs={"/tmp": "mode=1777"},
             cap_drop=["ALL"],
+            shm_size="2g",
             mounts=[Mount(str(workspace), str(workspace), type="bind")],
             environment={CACHE: str(cache), "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]},
         ),
-        pipeline_root=str(workspace / "artifacts"),
+        pipeline_root=str(artifacts),
         enable_caching=False,
     )
     asked = resolve(parameters_of("smoke", None, None, None, None, None))
