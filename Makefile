@@ -8,7 +8,7 @@ PIP = -m pip install --quiet --disable-pip-version-check --no-compile --no-deps 
 COMPILE = -m compileall -qq -j 0
 MAKEFLAGS += --jobs=2
 
-.PHONY: run test test-fast bench lint lock setup clean
+.PHONY: run test test-fast bench lint lock setup image clean
 
 run: .venv/ready .venv-triton/ready
 	.venv/bin/unlabeled run --profile cpu
@@ -55,6 +55,17 @@ setup: .venv/ready .venv-triton/ready
 # Debian packs the shared library of Python by itself; the server's Python backend needs it. No root.
 LIBPYTHON = (cd .venv-triton && apt-get download -q libpython3.11 && dpkg-deb -x libpython3.11_*.deb libpython \
 	&& cp libpython/usr/lib/*/libpython3.11.so.1.0 lib/ && rm -r libpython libpython3.11_*.deb)
+
+# The container image and, beside it, its bill of materials (docs/image.md). BASE=…@sha256:… pins the base to the byte.
+# A tree that differs from its commit is built without the commit's name.
+ENGINE ?= $(notdir $(shell command -v podman || command -v docker))
+IMAGE ?= localhost/unlabeled-python:0.1.0
+
+image:
+	$(ENGINE) build --file Containerfile --tag $(IMAGE) --build-arg IMAGE=$(IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
+		--build-arg CODE_DIGEST=$$($(PYTHON) -c "from unlabeled.digest import code_digest; print(code_digest())") \
+		--build-arg COMMIT=$$(test -n "$$(git status --porcelain)" || git rev-parse HEAD) $(BUILD_ARGUMENTS) .
+	$(ENGINE) run --rm $(IMAGE) python -m pipelines.sbom > sbom.cdx.json
 
 # Exact versions with hashes, from the ranges in pyproject.toml (needs uv).
 lock:

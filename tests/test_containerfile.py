@@ -1,6 +1,7 @@
 """The Containerfile: pinned, without root, with all that the code needs and nothing else."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -53,6 +54,36 @@ def test_runs_without_root(instructions: list[tuple[str, str]]) -> None:
     assert not re.search(r"sudo|chmod 777|setcap", str(instructions))
 
 
+def test_writes_in_tmp_alone(instructions: list[tuple[str, str]]) -> None:
+    [variables] = [dict(re.findall(r"(\w+)=(\S+)", text)) for name, text in instructions if name == "ENV"]
+    assert variables["HOME"] == "/tmp" and variables["DVC_SITE_CACHE_DIR"].startswith("/tmp/")
+    # Nothing is compiled when it runs, so all is compiled when it is built.
+    assert variables["PYTHONDONTWRITEBYTECODE"] == "1"
+    commands = " ".join(text for name, text in instructions if name == "RUN")
+    places = ("/opt/unlabeled/lib", "/opt/unlabeled-triton/lib", "unlabeled serving components pipelines")
+    assert all(re.search(rf"compileall [^&|]*{place}\b", commands) for place in places)
+
+
+def test_builds_no_other_code(instructions: list[tuple[str, str]]) -> None:
+    copies = [
+        index
+        for index, (name, text) in enumerate(instructions)
+        if (name, text) == ("COPY", "pipelines pipelines")
+    ]
+    [check] = [
+        index for index, (name, text) in enumerate(instructions) if name == "RUN" and "CODE_DIGEST" in text
+    ]
+    assert copies[0] < check and "exit 1" in instructions[check][1]
+    assert ("ARG", "CODE_DIGEST") in instructions[copies[0] : check]
+    [labels] = [text for name, text in instructions if name == "LABEL"]
+    assert 'unlabeled.code-digest="${CODE_DIGEST}"' in labels
+    rule = subprocess.run(
+        ["make", "-n", "image"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    arguments = set(re.findall(r"--build-arg (\w+)", rule))
+    assert arguments == {text.split("=")[0] for name, text in instructions if name == "ARG"} - {"BASE"}
+
+
 def test_carries_no_secret(instructions: list[tuple[str, str]]) -> None:
     names = [re.findall(r"(\w+)=", text) for name, text in instructions if name in ("ENV", "ARG")]
     assert not [name for found in names for name in found if re.search("TOKEN|PASSWORD|SECRET|KEY", name)]
@@ -68,9 +99,7 @@ def test_copies_what_exists_and_every_package(instructions: list[tuple[str, str]
 
 
 def test_context_is_what_is_copied(instructions: list[tuple[str, str]]) -> None:
-    lines = [
-        line for line in (ROOT / ".containerignore").read_text().splitlines() if not line.startswith("#")
-    ]
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     assert {line[1:] for line in lines if line.startswith("!")} == copied(instructions)
 
