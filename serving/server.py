@@ -187,7 +187,10 @@ class EmbeddedTriton:
                 raise InputError(f"Triton cannot serve {self.repository}: {self._errors()}")
 
     def _command(self, server: Path, backends: Path) -> list[str]:
-        cache = [f"--cache-config=local,size={CACHE_BYTES}"] if self._caches() else []
+        cache = [
+            f"--cache-config=local,size={CACHE_BYTES}",
+            f"--cache-directory={server.parents[1] / 'caches'}",
+        ]
         # The server ends with the thread that started it, even when that is killed.
         with_parent = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
         return [
@@ -199,7 +202,7 @@ class EmbeddedTriton:
             f"--grpc-address={HOST}", f"--grpc-port={self.ports['grpc']}",
             f"--metrics-address={HOST}", f"--metrics-port={self.ports['metrics']}",
             "--metrics-config=summary_latencies=true", "--allow-gpu-metrics=false",
-            "--exit-timeout-secs=10", *cache, *self.arguments,
+            "--exit-timeout-secs=10", *(cache if self._caches() else []), *self.arguments,
         ]  # fmt: skip
 
     def _caches(self) -> bool:

@@ -31,6 +31,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"serving": {"bucket": "https://models.example.com"}}, "bucket"),
     ({"serving": {"arguments": ["log-verbose"]}}, "arguments"),
     ({"serving": {"arguments": ["--model-control-mode=poll"]}}, "arguments"),
+    ({"serving": {"responseCacheBytes": -1}}, "responseCacheBytes"),
     ({"serving": {"exitTimeoutSeconds": 0}}, "exitTimeoutSeconds"),
     ({"serving": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}, "limits"),
     ({"serving": {"resources": {"limits": {"memory": "much"}}}}, "memory"),
