@@ -41,6 +41,9 @@ say "checks"
 DIGEST=$("$PYTHON" -c "from unlabeled.digest import code_digest; print(code_digest())")
 LABEL=$(podman image inspect --format '{{index .Labels "unlabeled.code-digest"}}' "$IMAGE")
 test "$LABEL" = "$DIGEST" || fail "label: code digest $LABEL, the tree here has $DIGEST"
+COMMIT=$(test -n "$(git status --porcelain)" || git rev-parse HEAD)
+LABEL=$(podman image inspect --format '{{index .Labels "org.opencontainers.image.revision"}}' "$IMAGE")
+test "$LABEL" = "$COMMIT" || fail "label: commit $LABEL, the tree here is that of '$COMMIT'"
 test "$(contained "$IMAGE" id -u)" = 1000 || fail "the image runs as another user than 1000"
 contained "$IMAGE" sh -c '! touch /app/written /var/tmp/written /home/written 2> /dev/null' || fail "the root can be written"
 contained "$IMAGE" > "$WORK/help"
