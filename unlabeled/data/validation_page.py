@@ -8,13 +8,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from unlabeled.data.suite import ids
 from unlabeled.data.table import ImageTable
+from unlabeled.page import fill
 
 THUMBNAIL_SIDE = 96
 BINS = 60
@@ -55,26 +55,19 @@ def render(
         {"name": name, "tiles": [_tile(images, rows, offender) for offender in offenders]}
         for name, offenders in groupby(shown, key=lambda offender: offender.expectation)
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = _figure
-    return environment.get_template("validation.html").render(
-        report=report,
-        expectations=sorted(
+    shown = {
+        "report": report,
+        "expectations": sorted(
             report["expectations"], key=lambda result: (result["success"], result["severity"])
         ),
-        galleries=galleries,
-        splits=rows["split"].value_counts().sort_index(ascending=False).to_dict(),
-        histograms=[_histogram(column, end, rows, earlier) for column, end in HISTOGRAMS.items()],
-        classes=_classes(images.classes, rows),
-        source=images.summary.get("source", ""),
-        broken=len(images.summary.get("broken", [])),
-    )
+        "galleries": galleries,
+        "splits": rows["split"].value_counts().sort_index(ascending=False).to_dict(),
+        "histograms": [_histogram(column, end, rows, earlier) for column, end in HISTOGRAMS.items()],
+        "classes": _classes(images.classes, rows),
+        "source": images.summary.get("source", ""),
+        "broken": len(images.summary.get("broken", [])),
+    }
+    return fill(Path(__file__).with_name("validation.html"), {"figure": _figure}, shown)
 
 
 def _figure(value: Any) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 
 from unlabeled.data.table import ImageTable
 from unlabeled.files import read_json, write_bytes, write_json
+from unlabeled.page import fill
 from unlabeled.probes.claims import PUBLISHED, sentences, summarise
 from unlabeled.report import plots
 from unlabeled.report.report import number, percent
@@ -51,27 +51,20 @@ def write_ablation(
 
 
 def _page(result: dict[str, Any], images: ImageTable) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number}
     names = result["transforms"]
     columns = [list(PUBLISHED).index(name) for name in names]
     paper = [[PUBLISHED[name][column] / 100 for column in columns] for name in names]
-    return environment.get_template("ablation.html").render(
-        result,
-        sentences=sentences(result),
-        heat_map=plots.heat_map(result["linear"], names, "linear", "Linear accuracy on test"),
-        contrastive=plots.heat_map(
+    shown = {
+        "sentences": sentences(result),
+        "heat_map": plots.heat_map(result["linear"], names, "linear", "Linear accuracy on test"),
+        "contrastive": plots.heat_map(
             result["contrastive_accuracy"], names, "contrastive", "Contrastive accuracy on test images"
         ),
-        paper=plots.heat_map(paper, names, "paper", "Linear accuracy on ImageNet, the paper's"),
-        gallery=_gallery(images, names),
-    )
+        "paper": plots.heat_map(paper, names, "paper", "Linear accuracy on ImageNet, the paper's"),
+        "gallery": _gallery(images, names),
+    }
+    filters = {"percent": percent, "number": number}
+    return fill(Path(__file__).with_name("ablation.html"), filters, result | shown)
 
 
 def _gallery(images: ImageTable, names: Sequence[str]) -> list[tuple[str, list[str]]]:

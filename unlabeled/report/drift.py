@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 from markupsafe import Markup
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from unlabeled.files import write_bytes
+from unlabeled.page import fill
 from unlabeled.report.plots import ACCENT, INK, LINE, MUTED, STYLE, WARM, data_uri, svg
 from unlabeled.report.report import number, percent
 
@@ -40,14 +40,6 @@ def write_page(path: Path, result: dict[str, Any], exchanges: np.ndarray, farthe
         exchanges: float64 (permutations,), the distances after exchanges of recent and held-out images.
         farthest: recent images least like any training image; empty where only embeddings are known.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number, "moment": _moment}
     pictures = [
         {
             "image": data_uri(pair.image, PICTURE_SIDE),
@@ -57,10 +49,13 @@ def write_page(path: Path, result: dict[str, Any], exchanges: np.ndarray, farthe
         }
         for pair in farthest
     ]
-    page = environment.get_template("drift.html").render(
-        result, distances=_distances(result, exchanges), shares=_shares(result["clusters"]), farthest=pictures
-    )
-    write_bytes(path, page.encode())
+    shown = {
+        "distances": _distances(result, exchanges),
+        "shares": _shares(result["clusters"]),
+        "farthest": pictures,
+    }
+    filters = {"percent": percent, "number": number, "moment": _moment}
+    write_bytes(path, fill(Path(__file__).with_name("drift.html"), filters, result | shown).encode())
 
 
 def _distances(result: dict[str, Any], exchanges: np.ndarray) -> Markup:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from unlabeled.data.table import ImageTable
 from unlabeled.files import read_json, write_bytes, write_json
+from unlabeled.page import fill
 from unlabeled.parameters import Parameters
 from unlabeled.probes.few_labels.comparison import summarise, top_k
 from unlabeled.probes.few_labels.methods import METHODS
@@ -69,22 +68,14 @@ def write_comparison(
 
 def render(result: dict[str, Any]) -> str:
     """Return the page of a summary."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number, "spread": spread}
+    filters = {"percent": percent, "number": number, "spread": spread}
     best: dict[float, dict[str, Any]] = {}
     for row in result["rows"]:
         for cell in row["shares"]:
             if cell["share"] not in best or cell["top1"]["mean"] > best[cell["share"]]["top1"]["mean"]:
                 best[cell["share"]] = {"title": row["title"], "method": row["method"], **cell}
-    return environment.get_template("label_efficiency.html").render(
-        result, best=best, shares=sorted(best), plot=plots.label_efficiency(result["rows"])
-    )
+    shown = {"best": best, "shares": sorted(best), "plot": plots.label_efficiency(result["rows"])}
+    return fill(Path(__file__).with_name("label_efficiency.html"), filters, result | shown)
 
 
 def spread(score: dict[str, float | None]) -> str:

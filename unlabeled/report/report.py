@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
 from unlabeled.files import read_json, write_bytes
+from unlabeled.page import fill
 from unlabeled.report import provenance, ranking, sections
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -29,15 +28,8 @@ def write_report(bundle: Path, output: Path) -> None:
     bundle = Path(bundle)
     if not (bundle / "leaderboard.json").is_file():
         raise InputError(f"{bundle} is no run: leaderboard.json belongs there")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number, "duration": duration}
-    write_bytes(output, environment.get_template("template.html").render(_view(bundle)).encode())
+    filters = {"percent": percent, "number": number, "duration": duration}
+    write_bytes(output, fill(Path(__file__).with_name("template.html"), filters, _view(bundle)).encode())
 
 
 def _view(bundle: Path) -> dict[str, Any]:
