@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from unlabeled.errors import InputError
 from unlabeled.files import read_json
 from unlabeled.nets.pixel_cnn import pixel_cnn
+from unlabeled.nets.pointwise import Pointwise
 from unlabeled.nets.vit import VisionTransformer
 
 MODEL, CONFIG = "model.safetensors", "config.json"
@@ -26,7 +27,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels_out)
         self.shortcut = nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            Pointwise(channels_in, channels_out, stride, bias=False), nn.BatchNorm2d(channels_out)
         )
 
     def forward(self, x: Tensor) -> Tensor:

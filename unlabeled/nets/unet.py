@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled.nets.encoder import Encoder
+from unlabeled.nets.pointwise import Pointwise
 
 
 def time_embedding(share: Tensor, dim: int) -> Tensor:
@@ -31,7 +32,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(embedding, 2 * channels_out)
         self.norm2 = group_norm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1)
-        self.shortcut = nn.Conv2d(channels_in, channels_out, 1)
+        self.shortcut = Pointwise(channels_in, channels_out)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
