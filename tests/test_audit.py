@@ -446,7 +446,7 @@ def test_the_served_onnx_is_proven_to_be_its_checkpoint(tmp_path):
     # The chain of the other is closed and every digest is sound: its file just holds other weights.
     report = audit(registry, "wrong")
     assert {difference.file for difference in report.differences} == {"repository/encoder/1/model.onnx"}
-    assert "weights differ from the checkpoint" in report.lines()[-3] + report.lines()[-2]
+    assert "weights differ from the checkpoint" in " ".join(map(str, report.differences))
 
 
 def test_an_onnx_file_that_cannot_be_read_is_a_difference(one):

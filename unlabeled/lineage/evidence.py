@@ -200,6 +200,6 @@ class Evidence:
                         folder / name, kind, folder / "model", folder / "labels", folder / "classifier"
                     )
                 except Exception as error:  # whatever a strange file does to the libraries that read it
-                    lines = [f"cannot be compared: {error or type(error).__name__}".replace(f"{room}/", "")]
+                    lines = [f"cannot be compared: {error or type(error).__name__}"]
                 for line in lines:
-                    yield Difference(self._step(name), name, line)
+                    yield Difference(self._step(name), name, line.replace(f"{room}/", ""))
