@@ -137,5 +137,6 @@ def test_export_states_the_cost_and_triton_adds_none(tmp_path, precision):
     with EmbeddedTriton(run.repository) as server:
         log = server.log.read_text(errors="replace")
     assert "warmup" not in [line for line in log.splitlines() if line.startswith("E")]
-    with pytest.raises(CheckFailed, match="max_accuracy_drop"):
-        run.export(**options | {"max_accuracy_drop": 0.0})
+    if precision == "int8":  # float16 may cost nothing at all
+        with pytest.raises(CheckFailed, match="max_accuracy_drop"):
+            run.export(**options | {"max_accuracy_drop": 0.0})
