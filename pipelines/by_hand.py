@@ -46,12 +46,15 @@ def validate(
     table: TableFolder, output: Output, profile: Profile = "cpu", set_: Set = None, parameters: ParametersFile = None,
     reference: Annotated[str, typer.Option(help="An earlier run's table.parquet, for drift.")] = "",
 ) -> None:  # fmt: skip
-    """One step by hand: an image table against its expectations."""
+    """Two steps by hand: an image table against its expectations; where a critical one failed, that is said."""
+    from unlabeled.data import verdict
+
     asked = parameters_of(profile, None, None, None, set_, parameters)
     _by_hand(
         "validate", {"table": table}, {"validation": output},
         parameters=asked.validation, reference=reference, registry="", remote="",
     )  # fmt: skip
+    verdict.check(output)
 
 
 @app.command()

@@ -46,6 +46,7 @@ WAITING = Step(cpu=1, memory=2, hours=25)
 STEPS = {
     "ingest": DATA,
     "validate": DATA,
+    "check_validation": REPORT,
     "baselines": PROBE,
     "pretrain": TRAINING,
     "self_label": PROBE,

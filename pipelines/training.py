@@ -6,6 +6,7 @@ from kfp import dsl
 
 from components.baselines.component import baselines
 from components.check_serving.component import check_serving
+from components.check_validation.component import check_validation
 from components.evaluate.component import evaluate
 from components.export.component import export
 from components.finetune.component import finetune
@@ -71,6 +72,8 @@ def training(
         remote=remote,
         **common,
     )
+    # A step of its own: of one that fails, Kubeflow keeps nothing, not even the page of what failed.
+    accepted = check_validation(validation=validated.outputs["validation"], **common)
     floor = baselines(
         table=table,
         parameters=evaluation_parameters,
@@ -78,7 +81,7 @@ def training(
         encoder=encoder_parameters,
         seed=seed,
         **common,
-    ).after(validated)
+    ).after(accepted)
 
     with dsl.ParallelFor(methods, name="methods") as method:
         pretrained = pretrain(
@@ -88,7 +91,7 @@ def training(
             seed=seed,
             table=table,
             **common,
-        ).after(validated)
+        ).after(accepted)
         model = pretrained.outputs["model"]
         probe = {"method": method, "table": table, "model": model, "seed": seed, "threads": threads, **common}
         labelled = self_label(parameters=self_label_parameters, **probe)

@@ -1,4 +1,4 @@
-"""The check_serving step: a real Triton server loads the repository and answers as torch does."""
+"""The check_serving step: a real Triton server loads the repository and gives the golden answers."""
 
 import time
 from collections.abc import Callable
@@ -25,13 +25,13 @@ Infer = Callable[[np.ndarray], np.ndarray]
 
 
 def check_serving(repository: Path, index: Path, output: Path, parameters: Export) -> dict[str, Any]:
-    """Serve the repository with Triton and compare its answers with torch's, over gRPC and HTTP.
+    """Serve the repository with Triton and compare its answers with the golden ones, over gRPC and HTTP.
 
     Args:
         repository, index: as `export` wrote them.
         output: folder to write; `serving.json` holds, per model, the largest difference of onnxruntime and of
-            Triton to torch, as `unlabeled.export.parity.difference` has it, to two digits. Of models of less
-            precision Triton is held against onnxruntime, and `reduced` states, per model, what that costs.
+            Triton to the golden answers, as `unlabeled.export.parity.difference` has it, to two digits; of models of
+            less precision also, under `reduced`, what that costs against torch, which export has gated.
 
     Returns:
         Per model `MODEL_onnx` and `MODEL_triton` (those differences) and `MODEL_milliseconds`, the median
@@ -62,20 +62,17 @@ def check_serving(repository: Path, index: Path, output: Path, parameters: Expor
             largest = read_config(repository / kind / CONFIG).max_batch_size
             sizes = sorted({min(size, largest) for size in BATCH_SIZES})
             direct = OnnxModel(repository / kind / MODEL, threads=1)
-            images, exact = expected.golden["images"], "precision" not in model
-            # What less precision costs against torch, export has measured and gated; Triton must add nothing.
-            answers = expected.golden[kind] if exact else direct(images)
-            result[f"{kind}_onnx"] = _worst(images, expected.golden[kind], direct, sizes)
+            images, answers = expected.golden["images"], expected.golden[kind]
+            result[f"{kind}_onnx"] = _worst(images, answers, direct, sizes)
             result[f"{kind}_triton"] = max(
                 _worst(images, answers, infer, sizes) for infer in (by_grpc, by_http)
             )
-            result[f"{kind}_milliseconds"] = _latency(by_grpc, expected.golden["images"][:1])
-            for name in ("onnx", "triton") if exact else ("triton",):
+            result[f"{kind}_milliseconds"] = _latency(by_grpc, images[:1])
+            for name in ("onnx", "triton"):
                 worst = result[f"{kind}_{name}"]
-                reference = "torch's" if exact else "onnxruntime's"
                 if worst > parameters.tolerance:
                     raise CheckFailed(
-                        f"{name} answers of model {kind} differ from {reference} by {worst:.2e}; "
+                        f"{name} answers of model {kind} differ from the golden ones by {worst:.2e}; "
                         f"export.tolerance allows {parameters.tolerance:.0e}"
                     )
     rounded = {

@@ -1,4 +1,4 @@
-"""Gates before a promotion: served answers equal torch's, and they come in time."""
+"""Gates before a promotion: served answers are the golden ones, and they come in time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ def measured(name: str, measure: Callable[[], Gate]) -> Gate:
 
 
 def parity(bundle: Path, tolerance: float) -> Gate:
-    """Compare with torch's answers: what `check_serving` recorded of onnxruntime and Triton, and onnxruntime anew.
+    """Compare with the golden answers: what `check_serving` recorded of onnxruntime and Triton, and onnxruntime anew.
 
     Args:
         bundle: with `repository/`, `index/` and `serving/`.
@@ -69,7 +69,7 @@ def parity(bundle: Path, tolerance: float) -> Gate:
         key=lambda item: item[2],
     )
     places = {"onnx": "recorded, onnxruntime", "triton": "recorded, Triton", "here": "onnxruntime here"}
-    why = f"at most {worst:.1e} from torch ({kind}, {places[where]}); allowed {tolerance:.0e}"
+    why = f"at most {worst:.1e} from the golden answers ({kind}, {places[where]}); allowed {tolerance:.0e}"
     return Gate("parity", worst <= tolerance, why, {"tolerance": tolerance, "models": figures})
 
 

@@ -20,7 +20,8 @@ class Index:
         embeddings: float16 (N, D), of the served `encoder`, each of length 1.
         thumbnails: uint8 (N, C, h, w).
         held_out: float16 (M, D), embeddings of test images; empty in an index of an older export.
-        golden: `images` uint8 (B, C, H, W) and torch's output of each served model by its name.
+        golden: `images` uint8 (B, C, H, W), and the right output of each served model by its name: torch's; of one of
+            less precision onnxruntime's, on the machine that exported it.
         models: {model: {"output", "sha256" of model.onnx, "tensors": canonical digest of its weights}}; of
             `clusterer` also "classes", the class matched to each cluster, empty where there are no labels; of
             less than float32 also "precision", and "cost", what that costs on held-out images.

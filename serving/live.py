@@ -25,8 +25,8 @@ PROBES = 32
 def live(registry: Registry, run: str, report: Report, url: str, seed: int = 0) -> Report:
     """Ask a running Triton server what the recorded models are asked, and add what differs to the report.
 
-    Asked are the recorded golden images, whose answers torch gave when the run was exported, and fresh random images,
-    whose answers onnxruntime gives here from the recorded ONNX files; answers must agree within the run's own
+    Asked are the recorded golden images, whose answers the index holds, and fresh random images, whose answers
+    onnxruntime gives here from the recorded ONNX files; answers must agree within the run's own
     `export.tolerance`. What moves no answer by more than that is not seen.
 
     Args:

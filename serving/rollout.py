@@ -84,7 +84,7 @@ def roll_out(repository: Path, number: int, index: Index, client: Client, key: s
     Args:
         index: of the version's run.
         key: of the control API where Triton asks for one; else empty.
-        tolerance: largest difference to torch's golden answers (absolute; over the largest where that is above 1).
+        tolerance: largest difference to the golden answers (absolute; over the largest where that is above 1).
 
     Returns:
         False: the server served it already.

@@ -7,13 +7,14 @@ from onnx import numpy_helper
 from serving_fixtures import make_run
 
 from serving.check import check_serving
+from serving.index import Index, unit
 from serving.repository import MODEL, model_config, read_config
 from serving.server import EmbeddedTriton
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import KINDS, load_served
 from unlabeled.export.onnx import OnnxModel, load_onnx, onnx_bytes
-from unlabeled.export.parity import onnx_equals_checkpoint
+from unlabeled.export.parity import difference, onnx_equals_checkpoint
 from unlabeled.export.proof import precision_of
 from unlabeled.export.quantize import accuracy_cost, check_cost, reduce_precision
 from unlabeled.files import read_json
@@ -134,6 +135,14 @@ def test_export_states_the_cost_and_triton_adds_none(tmp_path, precision):
         assert cost["precision"] == precision and ("accuracy" in cost) is (kind == "classifier")
         assert onnx_equals_checkpoint(run.repository / kind / MODEL, kind, **run.inputs) == []
         assert read_config(run.repository / kind / "config.pbtxt").response_cache.enable
+    index = Index(run.index)
+    for kind in KINDS:  # what promotion, roll-out and `audit --live` compare with
+        served = OnnxModel(run.repository / kind / MODEL)
+        assert difference(index.golden[kind], served(index.golden["images"]))["max_difference"] < 1e-5
+    table = ImageTable(run.table)
+    encoder = OnnxModel(run.repository / "encoder" / MODEL)
+    embeddings = unit(encoder(table.images(table.indices("train"))))
+    assert np.abs(embeddings - index.embeddings).max() < 2e-3
     with EmbeddedTriton(run.repository) as server:
         log = server.log.read_text(errors="replace")
     assert "warmup" not in [line for line in log.splitlines() if line.startswith("E")]

@@ -18,7 +18,7 @@ from unlabeled.signals import all_signals
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "training.yaml"
 STEPS = {
-    "ingest", "validate", "baselines", "pretrain", "self_label", "evaluate",
+    "ingest", "validate", "check_validation", "baselines", "pretrain", "self_label", "evaluate",
     "select", "finetune", "export", "check_serving", "record", "report",
 }  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_every_step_takes_the_digests_of_data_and_code(spec):
 
 def test_the_loop_over_methods_waits_for_the_validation(spec):
     loop = next(task for name, task in spec["root"]["dag"]["tasks"].items() if name.startswith("for-loop"))
-    assert "validate" in loop["dependentTasks"]
+    assert "check-validation" in loop["dependentTasks"]
 
 
 def test_the_record_is_never_cached(spec):

@@ -53,7 +53,7 @@ def test_check_serving_proves_the_repository(run, tmp_path):
 
 @pytest.mark.slow
 def test_wrong_answers_are_caught_by_the_golden_images(run, tmp_path):
-    """Where file and digest were changed together, torch's answers still tell."""
+    """Where file and digest were changed together, the golden answers still tell."""
     repository, index = tmp_path / "repository", tmp_path / "index"
     shutil.copytree(run.repository, repository)
     shutil.copytree(run.index, index)
@@ -70,7 +70,7 @@ def test_wrong_answers_are_caught_by_the_golden_images(run, tmp_path):
     models["classifier"]["sha256"] = file_digest(path)
     write_json(index / "models.json", models)
     with pytest.raises(
-        CheckFailed, match=r"answers of model classifier differ from torch's.*export.tolerance"
+        CheckFailed, match=r"answers of model classifier differ from the golden.*export.tolerance"
     ):
         check_serving(repository, index, tmp_path / "serving", Export())
 

@@ -13,7 +13,7 @@ def check_serving(
     serving: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Load the repository into a real Triton server and hold its answers against torch's."""
+    """Load the repository into a real Triton server and hold its answers against the golden ones."""
     from pathlib import Path
 
     from serving.check import check_serving

@@ -10,8 +10,9 @@ from unlabeled.data.faults import drift, with_faults
 from unlabeled.data.suite import COLUMNS, expect_drift, expect_rows, ids, run
 from unlabeled.data.table import TABLE, ImageTable
 from unlabeled.data.validation_page import Offender, render, thumbnails
+from unlabeled.data.verdict import PAGE, REPORT
 from unlabeled.digest import file_digest
-from unlabeled.errors import CheckFailed, InputError
+from unlabeled.errors import InputError
 from unlabeled.files import atomic_path, write_bytes, write_json
 from unlabeled.parameters import Validation
 
@@ -32,11 +33,11 @@ def validate(table: Path, output: Path, parameters: Validation, reference: Path 
         reference: `table.parquet` of an earlier run, to measure drift against.
 
     Returns:
-        {"images", "expectations", "warnings"}: counts; a warning is a failed expectation that stops nothing.
+        {"images", "expectations", "failed", "warnings"}: counts; a warning is a failed expectation that stops no
+        run. Here none stops anything: `unlabeled.data.verdict.check` does.
 
     Raises:
         InputError: the table or the reference cannot be read or lacks a column.
-        CheckFailed: a critical expectation failed; `output` is complete all the same.
     """
     images = ImageTable(table)
     rows = _read(images.folder / TABLE)
@@ -71,7 +72,7 @@ def validate(table: Path, output: Path, parameters: Validation, reference: Path 
     ][:SHOWN]
     with atomic_path(output) as folder:
         folder.mkdir()
-        write_json(folder / "validation.json", report)
+        write_json(folder / REPORT, report)
         listing = [
             rows[["id"]].iloc[positions].assign(expectation=name) for name, positions in offending.items()
         ]
@@ -80,12 +81,13 @@ def validate(table: Path, output: Path, parameters: Validation, reference: Path 
         names = ids(rows, [offender.position for offender in shown])
         captions = [{"id": name, "expectation": offender.expectation} for name, offender in zip(names, shown)]
         write_json(folder / "thumbnails.json", captions)
-        write_bytes(folder / "index.html", render(report, images, rows, earlier, shown).encode())
-    if critical:
-        reasons = "; ".join(_sentence(result) for result in critical[:3])
-        more = f"; and {len(critical) - 3} more" if len(critical) > 3 else ""
-        raise CheckFailed(f"validation failed: {reasons}{more}; see {output / 'index.html'}")
-    return {"images": len(rows), "expectations": len(results), "warnings": len(failed)}
+        write_bytes(folder / PAGE, render(report, images, rows, earlier, shown).encode())
+    return {
+        "images": len(rows),
+        "expectations": len(results),
+        "failed": len(critical),
+        "warnings": len(failed) - len(critical),
+    }
 
 
 def _read(file: Path) -> pd.DataFrame:
@@ -97,12 +99,3 @@ def _read(file: Path) -> pd.DataFrame:
     if missing:
         raise InputError(f"{file} lacks the column {missing}: make the table again with `unlabeled ingest`")
     return rows
-
-
-def _sentence(result: dict[str, Any]) -> str:
-    observed = f"{result['observed']:.4g}" if isinstance(result["observed"], float) else result["observed"]
-    text = f"{result['name']} {observed}, {result['relation']} {result['bound']}"
-    if not result["offenders"]:
-        return text
-    first = ", ".join(result["ids"][:3]) + (", …" if result["offenders"] > 3 else "")
-    return f"{text} ({result['offenders']} images: {first})"

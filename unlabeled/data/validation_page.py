@@ -55,7 +55,7 @@ def render(
         {"name": name, "tiles": [_tile(images, rows, offender) for offender in offenders]}
         for name, offenders in groupby(shown, key=lambda offender: offender.expectation)
     ]
-    shown = {
+    values = {
         "report": report,
         "expectations": sorted(
             report["expectations"], key=lambda result: (result["success"], result["severity"])
@@ -67,7 +67,7 @@ def render(
         "source": images.summary.get("source", ""),
         "broken": len(images.summary.get("broken", [])),
     }
-    return fill(Path(__file__).with_name("validation.html"), {"figure": _figure}, shown)
+    return fill(Path(__file__).with_name("validation.html"), {"figure": _figure}, values)
 
 
 def _figure(value: Any) -> str:

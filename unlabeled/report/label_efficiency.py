@@ -1,7 +1,7 @@
 """The report of the label-efficiency comparison: `compare.json` and one self-contained HTML page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def write_comparison(
 
 def render(result: dict[str, Any]) -> str:
     """Return the page of a summary."""
-    filters = {"percent": percent, "number": number, "spread": spread}
+    filters: dict[str, Callable[..., Any]] = {"percent": percent, "number": number, "spread": spread}
     best: dict[float, dict[str, Any]] = {}
     for row in result["rows"]:
         for cell in row["shares"]:
