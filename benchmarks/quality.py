@@ -70,6 +70,7 @@ def measure(
                 "seed": seed,
                 "steps": length[method],
                 "core_minutes": round(result["cpu"] / 60, 2),
+                "images_per_second": round(result["images_per_second"]),
                 **{score: scores[score] for score in SCORES},
                 "objective": result["objective"],
             }

@@ -3,9 +3,9 @@
     python benchmarks/training.py [--methods a,b] [--rounds 15] [--compile] [--json]
 
 Fashion-MNIST 28 x 28, the method's batch size, one thread. What is compared takes turns in one process; figures
-are medians of CPU time. lightly: `SimCLRTransform` on PIL images in a DataLoader without workers, `NTXentLoss`,
-SGD: the example of its documentation, with our encoder and head in it; that example leaves memory format and
-compilation at PyTorch's defaults.
+are medians of CPU time, on a GPU of wall time. lightly: `SimCLRTransform` on PIL images in a DataLoader (with a
+GPU one worker a core, else none), `NTXentLoss`, SGD: the example of its documentation, with our encoder and head in
+it; that example leaves memory format and compilation at PyTorch's defaults.
 A method's step and its nets are compared in float32; beside them stands the step with its nets in bfloat16, as
 `training.precision` chooses by itself where the processor has instructions for it. SimCLR's step is measured
 against lightly's, which is float32, in both.
@@ -15,6 +15,7 @@ Bars: step over nets at most 1.10 for SimCLR, 1.15 for the others; images/s over
 import argparse
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -37,6 +38,7 @@ from unlabeled.data.table import ImageTable
 from unlabeled.nets.encoder import Encoder
 from unlabeled.parameters import Encoder as EncoderParameters
 from unlabeled.parameters import Ingest, Training
+from unlabeled.probes.features import accelerator
 from unlabeled.signals import all_signals, encoder_section, find_signal
 from unlabeled.signals.contrast.simclr import SimCLR
 from unlabeled.signals.signal import Signal
@@ -47,7 +49,6 @@ from unlabeled.training.precision import bfloat16_nets, computes_in_bfloat16
 from unlabeled.workspace import cache_folder
 
 BATCH = 256
-CPU = torch.device("cpu")
 
 
 class PilImages(Dataset):
@@ -81,7 +82,7 @@ def section(method: str) -> Training:
 
 def prepare(signal: Any, compiled: bool) -> Any:
     """Return a signal as the training loop makes it ready."""
-    signal.to(memory_format=torch.channels_last)
+    signal.to(accelerator(), memory_format=torch.channels_last)
     if compiled:
         for net in signal.children():
             net.compile()
@@ -91,7 +92,7 @@ def prepare(signal: Any, compiled: bool) -> Any:
 def training_step(signal: Signal, table: ImageTable, training: Training) -> Callable[[], None]:
     """Return the loop's step: read, views, forward, loss, backward, optimizer."""
     optimizer = build_optimizer(signal, training)
-    images = Batches(table, training.batch_size, 0).read(0, 10**6, CPU)
+    images = Batches(table, training.batch_size, 0).read(0, 10**6, accelerator())
     counter = itertools.count()
 
     def step() -> None:
@@ -158,13 +159,17 @@ def lightly_step(signal: SimCLR, table: ImageTable) -> tuple[Callable[[], None],
     mean, std = pixel_statistics(table)
     transform = SimCLRTransform(input_size=table.image_shape[1], normalize={"mean": [mean], "std": [std]})
     dataset = PilImages(table.images(table.indices("train")[: 40 * BATCH]), transform)
-    loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=0)
+    device = accelerator()
+    workers = 0 if device.type == "cpu" else len(os.sched_getaffinity(0))
+    loader = DataLoader(
+        dataset, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+    )
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    model = nn.Sequential(signal.encoder, signal.projector)
+    model = nn.Sequential(signal.encoder, signal.projector).to(device)
     criterion, optimizer = NTXentLoss(), torch.optim.SGD(model.parameters(), lr=0.06)
 
     def step() -> None:
-        x0, x1 = next(batches)
+        x0, x1 = (view.to(device) for view in next(batches))
         loss = criterion(model(x0), model(x1))
         loss.backward()
         optimizer.step()
@@ -173,17 +178,25 @@ def lightly_step(signal: SimCLR, table: ImageTable) -> tuple[Callable[[], None],
     return step, lambda: next(batches)
 
 
+def clock() -> float:
+    """Return CPU seconds; with a GPU wall seconds, once it has done its work."""
+    if accelerator().type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def medians(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median CPU milliseconds of each, run in turns after two warm-up calls."""
+    """Return the median milliseconds of each, run in turns after two warm-up calls."""
     for run in contestants.values():
         run()
         run()
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
-            started = time.process_time()
+            started = clock()
             run()
-            times[name].append(1000 * (time.process_time() - started))
+            times[name].append(1000 * (clock() - started))
     return {name: round(statistics.median(values), 2) for name, values in times.items()}
 
 
@@ -196,12 +209,13 @@ def measure_methods(
         signal = prepare(build(method, table), compiled)
         training = section(method)
         batch = training.batch_size
-        nets = pure_nets(signal, torch.from_numpy(table.images(np.arange(batch))), torch.arange(batch))
+        images = torch.from_numpy(table.images(np.arange(batch))).to(accelerator())
+        nets = pure_nets(signal, images, torch.arange(batch, device=images.device))
         contestants = {"step": training_step(signal, table, training), "nets": nets}
         with ExitStack() as stack:
-            if computes_in_bfloat16(CPU):
+            if computes_in_bfloat16(accelerator()):
                 rounded = prepare(build(method, table), compiled)
-                stack.enter_context(bfloat16_nets(rounded, CPU))
+                stack.enter_context(bfloat16_nets(rounded, accelerator()))
                 contestants["bfloat16"] = training_step(rounded, table, training)
             found = medians(contestants, rounds)
         rows[method] = {**found, "batch": batch, "step_over_nets": round(found["step"] / found["nets"], 3)}
@@ -211,9 +225,9 @@ def measure_methods(
 def measure_lightly(table: ImageTable, rounds: int, compiled: bool) -> dict[str, Any]:
     """Return SimCLR's and lightly's step and views in milliseconds, and their ratios."""
     simclr, rounded = (prepare(build("simclr", table), compiled) for _ in range(2))
-    images = torch.from_numpy(table.images(np.arange(BATCH)))
+    images = torch.from_numpy(table.images(np.arange(BATCH))).to(accelerator())
     lightly, lightly_views = lightly_step(build("simclr", table), table)
-    with bfloat16_nets(rounded, CPU):
+    with bfloat16_nets(rounded, accelerator()):
         milliseconds = medians(
             {
                 "simclr_step": training_step(simclr, table, section("simclr")),

@@ -1,0 +1,132 @@
+"""What must hold on a GPU too. Without one these tests are passed over, and say so."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_table
+from torch import Tensor
+
+from unlabeled.nets.encoder import Encoder, load_encoder
+from unlabeled.parameters import Encoder as EncoderParameters
+from unlabeled.parameters import SelfLabel, Training
+from unlabeled.probes import knn
+from unlabeled.selflabel.cluster import self_label
+from unlabeled.selflabel.neighbours import mine_neighbours
+from unlabeled.selflabel.sinkhorn import assign, balance
+from unlabeled.signals import all_signals, find_signal
+from unlabeled.training.pretrain import pretrain
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+METHODS = tuple(all_signals())
+BRIEF: dict[str, Any] = {"steps": 12, "batch_size": 32, "threads": 1, "checkpoint_every": 5, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def tables(
+    tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]
+) -> dict[int, Path]:
+    """Tables of 300 digits by their channels: gray, and in colour, a hue of its own for each image."""
+    images, labels = digits[0][:300].repeat(2, axis=2).repeat(2, axis=3), digits[1][:300]
+    hues = np.random.default_rng(0).uniform(0.2, 1, (300, 3, 1, 1))
+    test, classes = np.arange(300) % 5 == 4, [str(digit) for digit in range(10)]
+    folder = tmp_path_factory.mktemp("tables")
+    return {
+        1: write_table(folder / "gray", images, labels, test, classes),
+        3: write_table(folder / "colour", (images * hues).astype(np.uint8), labels, test, classes),
+    }
+
+
+def run(tables: dict[int, Path], out: Path, method: str, **training: Any) -> dict[str, Any]:
+    kind = find_signal(method)
+    table = tables[3 if kind.needs_color else 1]
+    encoder = EncoderParameters(**{"width": 16, **kind.encoder_defaults})
+    checkpoints = out.parent / "checkpoints"
+    return pretrain(table, out, {"name": method}, encoder, Training(**{**BRIEF, **training}), 0, checkpoints)
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_killed_and_resumed_it_ends_with_the_same_bits(
+    tables: dict[int, Path], tmp_path: Path, method: str, precision: str
+) -> None:
+    """Once from the beginning to the end; once again from step 5, its later checkpoints lost."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    run(tables, tmp_path / "a/model", method, precision=precision)
+    run(tables, tmp_path / "b/model", method, precision=precision)
+    whole = bits(tmp_path / "a/model")
+    assert bits(tmp_path / "b/model") == whole
+    kept = sorted((tmp_path / "b/checkpoints").rglob("step-*.pt"))
+    assert [path.name.split("-")[1] for path in kept] == ["00000010", "00000012"]
+    kept[-1].unlink()
+    result = run(tables, tmp_path / "b/again", method, precision=precision)
+    assert result["resumed_at"] == 10
+    assert bits(tmp_path / "b/again") == whole
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_learns_what_the_cpu_learns(
+    tables: dict[int, Path], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draws differ, so the curves do: their means over the last steps are near each other."""
+
+    def curve(name: str) -> Tensor:
+        (tmp_path / name).mkdir()
+        run(tables, tmp_path / name / "model", method, precision="float32", steps=60, checkpoint_every=60)
+        lines = (tmp_path / name / "model/metrics.jsonl").read_text().splitlines()
+        return torch.tensor([float(line.split('"loss": ')[1].split(",")[0].rstrip("}")) for line in lines])
+
+    on_gpu = curve("gpu")
+    assert load_encoder(tmp_path / "gpu/model").mean.device.type == "cpu"  # the artifact knows no device
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = curve("cpu")
+    start, gpu, cpu = on_cpu[0].item(), on_gpu[-20:].mean().item(), on_cpu[-20:].mean().item()
+    assert on_gpu[0].item() == pytest.approx(start, rel=0.1, abs=0.05)
+    assert gpu == pytest.approx(cpu, rel=0.15, abs=0.1 * abs(start - cpu) + 0.02)
+
+
+def test_an_encoder_answers_as_on_the_cpu() -> None:
+    encoder = Encoder("small_resnet", 32, 2, (1, 28, 28), 0.3, 0.35).eval()
+    images = torch.rand(64, 1, 28, 28)
+    with torch.inference_mode():
+        expected = encoder(images)
+        found = encoder.cuda()(images.cuda()).cpu()
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-3)  # products in TF32
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.9999
+
+
+def test_neighbours_and_balanced_labels_are_those_of_the_cpu() -> None:
+    features = torch.randn(3000, 64)
+    expected, found = mine_neighbours(features, 20), mine_neighbours(features.cuda(), 20).cpu()
+    assert (expected == found).float().mean() > 0.99  # near ties
+    scores = torch.randn(3000, 20)
+    torch.testing.assert_close(balance(20 * scores.cuda()).cpu(), balance(20 * scores), rtol=0, atol=1e-8)
+    assert torch.equal(assign(scores.cuda(), 25.0)[0].cpu(), assign(scores, 25.0)[0])
+
+
+def test_votes_are_those_of_the_cpu(
+    digits: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels = digits[0].reshape(len(digits[0]), -1).astype(np.float32), digits[1]
+    found = knn.weighted_knn(features[:1200], labels[:1200], features[1200:])
+    monkeypatch.setattr(knn, "accelerator", lambda: torch.device("cpu"))
+    expected = knn.weighted_knn(features[:1200], labels[:1200], features[1200:])
+    assert (found == expected).mean() > 0.995
+
+
+@pytest.mark.parametrize("method", ["kmeans", "scan", "sela"])
+def test_clusters_repeat_to_the_bit(tables: dict[int, Path], tmp_path: Path, method: str) -> None:
+    (tmp_path / "a").mkdir()
+    run(tables, tmp_path / "a/model", "simclr")
+    for name in ("first", "second"):
+        section = SelfLabel(method=method, steps=50, heads=3, self_training_steps=5)
+        self_label(tmp_path / "a/model", tables[1], tmp_path / name, section, 0)
+    assert bits(tmp_path / "first") == bits(tmp_path / "second")
