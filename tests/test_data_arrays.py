@@ -349,7 +349,11 @@ def test_bad_npz(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:loadtxt")
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"a,b\n"), gzip.compress(b"1,2\n3,4\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"a,b\n"), gzip.compress(b"1,2\n3,4\n")],
+    ids=["empty", "not packed", "words", "two columns"],
+)
 def test_bad_digits(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "digits.csv.gz").write_bytes(content)
     assert "not scikit-learn's digits" in refused(tmp_path / "digits.csv.gz", tmp_path / "out")

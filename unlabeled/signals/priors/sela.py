@@ -95,7 +95,7 @@ class SeLa(Signal):
         labels = self.labels_of(images, indices)
         z = self.embed(images)
         logits = self.logits(z)
-        loss = F.cross_entropy(logits.transpose(1, 2), labels)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         self.memory.remember(indices, z)
         self._seen = indices, labels
         return loss, {"label_accuracy": (logits.detach().argmax(2) == labels).float().mean()}
