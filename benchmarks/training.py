@@ -1,8 +1,8 @@
 """Every method's training step over its pure nets, and SimCLR's against lightly as its documentation shows it.
 
-    python benchmarks/training.py [--methods a,b] [--rounds 15] [--compile] [--json]
+    python benchmarks/training.py [--methods a,b] [--encoder resnet18] [--batch-size 1024] [--rounds 15] [--compile]
 
-Fashion-MNIST 28 x 28, the method's batch size, one thread. What is compared takes turns in one process; figures
+Fashion-MNIST 28 x 28, the method's net and batch size, one thread. What is compared takes turns in one process; figures
 are medians of CPU time, on a GPU of wall time. lightly: `SimCLRTransform` on PIL images in a DataLoader (with a
 GPU one worker a core, else none), `NTXentLoss`, SGD: the example of its documentation, with our encoder and head in
 it; that example leaves memory format and compilation at PyTorch's defaults.
@@ -64,9 +64,9 @@ class PilImages(Dataset):
         return self.transform(Image.fromarray(self.images[index, 0]))
 
 
-def build(method: str, table: ImageTable) -> Any:
+def build(method: str, table: ImageTable, net: EncoderParameters) -> Any:
     """Return a method as `pretrain` makes it, in PyTorch's own memory format."""
-    kind, encoder = find_signal(method), encoder_section({"name": method}, EncoderParameters())
+    kind, encoder = find_signal(method), encoder_section({"name": method}, net)
     mean, std = pixel_statistics(table)
     torch.manual_seed(0)
     signal = kind(Encoder(**encoder.model_dump(), image_shape=table.image_shape, mean=mean, std=std))
@@ -75,9 +75,10 @@ def build(method: str, table: ImageTable) -> Any:
     return signal
 
 
-def section(method: str) -> Training:
-    """Return a method's training section, its own defaults in it."""
-    return Training(**find_signal(method).training_defaults)
+def section(method: str, batch_size: int = 0) -> Training:
+    """Return a method's training section, its own defaults in it; 0: its own batch size."""
+    given = {"batch_size": batch_size} if batch_size else {}
+    return Training(**{**find_signal(method).training_defaults, **given})
 
 
 def prepare(signal: Any, compiled: bool) -> Any:
@@ -201,20 +202,25 @@ def medians(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 
 def measure_methods(
-    methods: list[str], table: ImageTable, rounds: int, compiled: bool
+    methods: list[str],
+    table: ImageTable,
+    net: EncoderParameters,
+    batch_size: int,
+    rounds: int,
+    compiled: bool,
 ) -> dict[str, dict[str, float]]:
     """Return each method's step and nets in milliseconds, and their ratio."""
     rows = {}
     for method in methods:
-        signal = prepare(build(method, table), compiled)
-        training = section(method)
+        signal = prepare(build(method, table, net), compiled)
+        training = section(method, batch_size)
         batch = training.batch_size
         images = torch.from_numpy(table.images(np.arange(batch))).to(accelerator())
         nets = pure_nets(signal, images, torch.arange(batch, device=images.device))
         contestants = {"step": training_step(signal, table, training), "nets": nets}
         with ExitStack() as stack:
             if computes_in_bfloat16(accelerator()):
-                rounded = prepare(build(method, table), compiled)
+                rounded = prepare(build(method, table, net), compiled)
                 stack.enter_context(bfloat16_nets(rounded, accelerator()))
                 contestants["bfloat16"] = training_step(rounded, table, training)
             found = medians(contestants, rounds)
@@ -224,9 +230,10 @@ def measure_methods(
 
 def measure_lightly(table: ImageTable, rounds: int, compiled: bool) -> dict[str, Any]:
     """Return SimCLR's and lightly's step and views in milliseconds, and their ratios."""
-    simclr, rounded = (prepare(build("simclr", table), compiled) for _ in range(2))
+    net = EncoderParameters()
+    simclr, rounded = (prepare(build("simclr", table, net), compiled) for _ in range(2))
     images = torch.from_numpy(table.images(np.arange(BATCH))).to(accelerator())
-    lightly, lightly_views = lightly_step(build("simclr", table), table)
+    lightly, lightly_views = lightly_step(build("simclr", table, net), table)
     with bfloat16_nets(rounded, accelerator()):
         milliseconds = medians(
             {
@@ -256,6 +263,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", help="names, separated by commas; default: all that take gray images")
+    parser.add_argument(
+        "--encoder", default="small_resnet", help="net of the methods that have none of their own"
+    )
+    parser.add_argument("--batch-size", type=int, default=0, help="0: the method's own")
     parser.add_argument("--rounds", type=int, default=15, help="measured calls of each")
     parser.add_argument("--compile", action="store_true", help="torch.compile our nets")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -267,8 +278,10 @@ def main() -> None:
         digest = data_digest(FASHION_MNIST, cache_folder())
         ingest(FASHION_MNIST, digest, Path(room, "table"), Path(room, "raw"), Ingest())
         table = ImageTable(Path(room, "table"))
-        rows = measure_methods(methods, table, arguments.rounds, arguments.compile)
-        lightly = measure_lightly(table, arguments.rounds, arguments.compile) if "simclr" in methods else {}
+        net, own = EncoderParameters(name=arguments.encoder), not arguments.batch_size
+        rows = measure_methods(methods, table, net, arguments.batch_size, arguments.rounds, arguments.compile)
+        compared = own and arguments.encoder == "small_resnet" and "simclr" in methods
+        lightly = measure_lightly(table, arguments.rounds, arguments.compile) if compared else {}
     if arguments.json:
         print(json.dumps({"compiled": arguments.compile, "methods": rows, "lightly": lightly}, indent=2))
         return
