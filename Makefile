@@ -5,7 +5,7 @@ PYTHON ?= python3
 # bytecode, and where the environment forbids to write it, a run takes twice as long. (Some packages ship templates
 # that are no Python: compileall says so by its status.)
 PIP = -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes
-COMPILE = -m compileall -qq -j 0
+COMPILE = -m compileall -qq -j 0 -x '/tests?/'
 MAKEFLAGS += --jobs=2
 
 .PHONY: run test test-fast bench lint lock setup image clean
