@@ -146,7 +146,7 @@ def test_every_task_is_retried_and_the_run_has_an_end(compiled: Path) -> None:
         component["dag"] for component in [spec["root"], *spec["components"].values()] if "dag" in component
     ]
     tasks = [task for dag in dags for name, task in dag["tasks"].items() if not name.startswith("for-loop")]
-    assert len(tasks) == 12
+    assert len(tasks) == 13
     assert all(task["retryPolicy"]["maxRetryCount"] == RETRIES for task in tasks)
     assert all(task["retryPolicy"]["backoffDuration"] == "30s" for task in tasks)
     assert platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"] == 72 * 3600
