@@ -24,10 +24,10 @@ import torch
 from unlabeled.data.ingest import ingest
 from unlabeled.data.sources import FASHION_MNIST, data_digest
 from unlabeled.data.table import ImageTable
+from unlabeled.features import Standardisation, extract
 from unlabeled.nets.encoder import Encoder, load_encoder
 from unlabeled.parameters import Encoder as EncoderParameters
 from unlabeled.parameters import Ingest, SelfLabel, Training
-from unlabeled.probes.features import Standardisation, extract
 from unlabeled.selflabel.clusters import Clusters
 from unlabeled.selflabel.consensus import consensus
 from unlabeled.selflabel.kmeans import fit_kmeans

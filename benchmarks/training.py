@@ -32,17 +32,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from unlabeled.data.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.data.ingest import ingest
 from unlabeled.data.sources import FASHION_MNIST, data_digest
 from unlabeled.data.table import ImageTable
+from unlabeled.features import accelerator
 from unlabeled.nets.encoder import Encoder
 from unlabeled.parameters import Encoder as EncoderParameters
 from unlabeled.parameters import Ingest, Training
-from unlabeled.probes.features import accelerator
 from unlabeled.signals import all_signals, encoder_section, find_signal
 from unlabeled.signals.contrast.simclr import SimCLR
 from unlabeled.signals.signal import Signal
-from unlabeled.training.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.training.loop import step_seed
 from unlabeled.training.optimizers import build_optimizer
 from unlabeled.training.precision import bfloat16_nets, computes_in_bfloat16

@@ -21,7 +21,6 @@ from pipelines.options import (
     Seed,
     Set,
     Workspace,
-    named_run,
     open_registry,
     open_workspace,
     parameters_of,
@@ -138,7 +137,7 @@ def show(
 ) -> None:
     """Show one run's record."""
     opened = open_registry(workspace, registry, remote)
-    record = opened.show(named_run(opened, run))
+    record = opened.show(opened.named(run))
     if as_json:
         _print_json(record)
         return
@@ -169,7 +168,7 @@ def audit(
     from unlabeled.lineage.audit import audit as prove
 
     opened = open_registry(workspace, registry, remote)
-    name = named_run(opened, run)
+    name = opened.named(run)
     report = prove(opened, name, key)
     if live:
         from serving.live import live as ask
@@ -249,7 +248,7 @@ def predict(
 def _run_folder(workspace: Path, run: str) -> Path:
     """Return the folder of a recorded run, fetched from the registry where the workspace lacks it."""
     registry = open_registry(workspace)
-    name = named_run(registry, run)
+    name = registry.named(run)
     folder = workspace.resolve() / "runs" / name
     if not (folder / "record.json").exists():
         registry.fetch(name, folder)

@@ -83,16 +83,6 @@ def open_registry(workspace: Path, registry: str = "", remote: str = "") -> Any:
     return Registry.embedded(workspace.resolve() / "registry")
 
 
-def named_run(registry: Any, run: str) -> str:
-    """Return the name of a run: the newest where none is given."""
-    if run:
-        return run
-    recorded = registry.runs()
-    if not recorded:
-        raise InputError("no run is recorded yet; start one with `unlabeled run`")
-    return recorded[0]["run"]
-
-
 def _with_all_methods(parameters: Any) -> Any:
     """Ask for every method that the data serves: those that need colour only where colour is certain."""
     from unlabeled.data.stamps import STAMPS

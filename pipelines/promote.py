@@ -15,7 +15,6 @@ from pipelines.options import (
     RegistryUrl,
     RemoteUrl,
     Workspace,
-    named_run,
     open_registry,
 )
 from unlabeled.errors import InputError
@@ -57,7 +56,7 @@ def promote(
     promotion.check_stage(stage)
     opened = open_registry(workspace, registry, remote)
     holder = promotion.at_stage(opened, stage)
-    run = _held_before(opened, stage, run) if rollback else named_run(opened, run)
+    run = _held_before(opened, stage, run) if rollback else opened.named(run)
     opened.require(run)
     if holder and holder.run == run:
         raise InputError(f"run {run} is at stage '{stage}' already, as {holder.version}")

@@ -1,6 +1,5 @@
 """The check_serving step: a real Triton server loads the repository and gives the golden answers."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from serving.client import Client
 from serving.index import Index
 from serving.repository import CONFIG, MODEL, read_config
 from serving.server import EmbeddedTriton
+from serving.timing import milliseconds
 from unlabeled import progress
 from unlabeled.digest import file_digest
 from unlabeled.errors import CheckFailed
@@ -21,6 +21,7 @@ from unlabeled.files import write_json
 from unlabeled.parameters import Export
 
 BATCH_SIZES = (1, 2, 7, 64)
+REQUESTS = 30
 Infer = Callable[[np.ndarray], np.ndarray]
 
 
@@ -67,7 +68,7 @@ def check_serving(repository: Path, index: Path, output: Path, parameters: Expor
             result[f"{kind}_triton"] = max(
                 _worst(images, answers, infer, sizes) for infer in (by_grpc, by_http)
             )
-            result[f"{kind}_milliseconds"] = _latency(by_grpc, images[:1])
+            result[f"{kind}_milliseconds"] = float(np.median(milliseconds(by_grpc, images[:1], REQUESTS)))
             for name in ("onnx", "triton"):
                 worst = result[f"{kind}_{name}"]
                 if worst > parameters.tolerance:
@@ -102,13 +103,3 @@ def _worst(images: np.ndarray, answers: np.ndarray, infer: Infer, sizes: list[in
         )["max_difference"]
         for size in sizes
     )
-
-
-def _latency(infer: Infer, image: np.ndarray, requests: int = 30) -> float:
-    """Return the median milliseconds of a request."""
-    times = []
-    for _ in range(requests):
-        started = time.perf_counter()
-        infer(image)
-        times.append(time.perf_counter() - started)
-    return float(np.median(times)) * 1e3

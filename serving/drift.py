@@ -37,11 +37,7 @@ def recorded(registry: Registry, run: str) -> Iterator[tuple[str, Path]]:
     Raises:
         InputError: there is no such run.
     """
-    if not run:
-        runs = registry.runs()
-        if not runs:
-            raise InputError(f"no run is recorded in {registry.url}")
-        run = runs[0]["run"]
+    run = registry.named(run)
     with tempfile.TemporaryDirectory(prefix="unlabeled-") as folder:
         registry.fetch(run, Path(folder), [INDEX, LABELS, ENCODER])
         yield run, Path(folder)

@@ -17,10 +17,10 @@ from unlabeled.export.models import KINDS, class_names, cluster_classes, fit, lo
 from unlabeled.export.onnx import OnnxModel, onnx_bytes, onnx_digest
 from unlabeled.export.parity import compare, torch_outputs
 from unlabeled.export.quantize import CALIBRATION_IMAGES, accuracy_cost, check_cost, reduce_precision
+from unlabeled.features import accelerator, extract
 from unlabeled.files import atomic_path, write_bytes
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import Export
-from unlabeled.probes.features import accelerator, extract
 
 GOLDEN_IMAGES = 32
 COST_IMAGES = 2000

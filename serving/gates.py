@@ -1,6 +1,5 @@
 """Gates before a promotion: served answers are the golden ones, and they come in time."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from serving.client import Client
 from serving.index import Index
 from serving.repository import MODEL
 from serving.server import EmbeddedTriton, triton_environment
+from serving.timing import milliseconds
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.onnx import OnnxModel
 from unlabeled.export.parity import difference
@@ -87,7 +87,10 @@ def latency(bundle: Path, budget: float) -> Gate:
     """
     index = Index(bundle / "index")
     with _infer(bundle / "repository", index) as (where, infer):
-        figures = {kind: _times(partial(infer, kind), index.golden["images"][:1]) for kind in index.models}
+        image, figures = index.golden["images"][:1], {}
+        for kind in index.models:
+            times = milliseconds(partial(infer, kind), image, REQUESTS, WARM_UP)
+            figures[kind] = dict(zip(("median", "p99"), np.percentile(times, [50, 99]).tolist(), strict=True))
     told = ", ".join(f"{kind} {times['median']:.1f}/{times['p99']:.1f}" for kind, times in figures.items())
     why = f"median/p99 of {REQUESTS} requests in ms: {told}; allowed p99 {budget:g} ({where})"
     passed = all(times["p99"] <= budget for times in figures.values())
@@ -110,13 +113,3 @@ def _infer(repository: Path, index: Index) -> Iterator[tuple[str, Infer]]:
             "Triton on this machine",
             lambda kind, images: client.infer(kind, images)[index.models[kind]["output"]],
         )
-
-
-def _times(infer: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> dict[str, float]:
-    times = []
-    for _ in range(WARM_UP + REQUESTS):
-        started = time.perf_counter()
-        infer(image)
-        times.append((time.perf_counter() - started) * 1e3)
-    median, p99 = np.percentile(times[WARM_UP:], [50, 99])
-    return {"median": float(median), "p99": float(p99)}

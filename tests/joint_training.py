@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import progress
+from unlabeled.data.batches import Batches
 from unlabeled.data.table import ImageTable
 from unlabeled.distributed import processes, rank
 from unlabeled.parameters import Training
 from unlabeled.signals.signal import Signal
 from unlabeled.training import pretrain
-from unlabeled.training.batches import Batches
 from unlabeled.training.loop import train
 
 DIES_AT = 7

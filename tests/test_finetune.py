@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
+from unlabeled.features import extract
 from unlabeled.files import read_json
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import Finetuning, SelfLabel
 from unlabeled.probes.classifier import Classifier, train_classifier
-from unlabeled.probes.features import extract
 from unlabeled.probes.finetune import clearly_better, finetune
 from unlabeled.probes.linear import fit_linear_probe
 from unlabeled.probes.subsets import hold_out

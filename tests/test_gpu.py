@@ -15,8 +15,8 @@ from unlabeled.parameters import SelfLabel, Training
 from unlabeled.probes import knn
 from unlabeled.selflabel.cluster import self_label
 from unlabeled.selflabel.neighbours import mine_neighbours
-from unlabeled.selflabel.sinkhorn import assign, balance
 from unlabeled.signals import all_signals, find_signal
+from unlabeled.sinkhorn import assign, balance
 from unlabeled.training.pretrain import pretrain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

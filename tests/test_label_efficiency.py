@@ -25,11 +25,11 @@ from pipelines.cluster import compile_pipeline
 from pipelines.label_efficiency import label_efficiency
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
+from unlabeled.features import extract
 from unlabeled.files import read_json
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import FewLabels, Parameters, SelfLabel
 from unlabeled.probes.classifier import Classifier
-from unlabeled.probes.features import extract
 from unlabeled.probes.few_labels.comparison import Comparison, summarise
 from unlabeled.probes.few_labels.fixmatch import FixMatch
 from unlabeled.probes.few_labels.label_spreading import ALPHA, NeighbourGraph

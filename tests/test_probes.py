@@ -14,12 +14,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
+from unlabeled.features import Standardisation, extract, random_encoder
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import Encoder, Evaluation
 from unlabeled.probes.baselines import pixels, principal_components
 from unlabeled.probes.collapse import collapse
 from unlabeled.probes.evaluate import BASELINES, EVALUATION, evaluate, evaluate_baselines
-from unlabeled.probes.features import Standardisation, extract, random_encoder
 from unlabeled.probes.knn import weighted_knn
 from unlabeled.probes.linear import choose_regularisation, fit_linear_probe
 from unlabeled.probes.subsets import hold_out, label_subset

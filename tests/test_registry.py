@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -112,6 +113,14 @@ def test_a_url_that_leads_nowhere(tmp_path):
     with pytest.raises(InputError, match="cannot use nosuch://bucket/path as a DVC remote"):
         record_run(registry, tmp_path / "work", "one")
     assert registry.runs() == []
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr("unlabeled.lineage.git.STALLED_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it is connected to, and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/registry.git"
+        with pytest.raises(InputError, match="too slow"):
+            git("ls-remote", url)
 
 
 @pytest.mark.parametrize("run", ["a b", "a..b", "a:b", "a~", "a.lock", "", "a/"])

@@ -15,9 +15,9 @@ from sklearn.metrics import normalized_mutual_info_score
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
+from unlabeled.features import extract
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import SelfLabel
-from unlabeled.probes.features import extract
 from unlabeled.selflabel import kmeans
 from unlabeled.selflabel.cluster import fit_clusters, self_label
 from unlabeled.selflabel.clusters import Clusters

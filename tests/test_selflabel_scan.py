@@ -13,10 +13,10 @@ from sklearn.neighbors import NearestNeighbors
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import tree_digest
 from unlabeled.export.models import load_served
+from unlabeled.features import Standardisation, extract
 from unlabeled.files import read_json
 from unlabeled.nets.encoder import load_encoder
 from unlabeled.parameters import SelfLabel
-from unlabeled.probes.features import Standardisation, extract
 from unlabeled.selflabel.cluster import self_label
 from unlabeled.selflabel.clusters import Clusters, load_clustered_encoder
 from unlabeled.selflabel.consensus import consensus, match

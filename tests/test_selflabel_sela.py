@@ -15,7 +15,7 @@ from unlabeled.parameters import SelfLabel
 from unlabeled.selflabel.cluster import self_label
 from unlabeled.selflabel.metrics import cluster_scores
 from unlabeled.selflabel.sela import fit_sela
-from unlabeled.selflabel.sinkhorn import assign, balance
+from unlabeled.sinkhorn import assign, balance
 
 
 def log_probabilities(images: int = 300, k: int = 12, scale: float = 1.0, seed: int = 0) -> Tensor:

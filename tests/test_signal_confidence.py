@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlabeled import views
-from unlabeled.nets.encoder import Encoder
-from unlabeled.probes.uncertainty import (
+from unlabeled.measures.uncertainty import (
     calibration_error,
     confidence_levels,
     reliability,
     sparsification,
     sparsification_error,
 )
+from unlabeled.nets.encoder import Encoder
 from unlabeled.signals.uncertainty.confidence import (
     LOSSES,
     Confidence,

@@ -8,8 +8,8 @@ from signal_training import train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unlabeled.measures.reconstruction import psnr
 from unlabeled.nets.encoder import Encoder
-from unlabeled.probes.reconstruction import psnr
 from unlabeled.signals.recovery.denoising import (
     CORRUPTIONS,
     Denoising,

@@ -14,6 +14,7 @@ from signal_training import torchrun
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unlabeled.data.batches import Batches
 from unlabeled.data.table import ImageTable
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.prototypes import PrototypeHead
@@ -29,7 +30,6 @@ from unlabeled.signals.invariance.dino import (
     teacher_probabilities,
     teacher_temperature,
 )
-from unlabeled.training.batches import Batches
 from unlabeled.training.loop import train as loop
 from unlabeled.training.optimizers import build_optimizer
 

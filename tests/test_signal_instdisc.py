@@ -10,9 +10,9 @@ from lightly.loss import NTXentLoss
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlabeled.measures.matching import match_accuracy, nearest
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.memory import MemoryBank, memory_logits, memory_nce
-from unlabeled.probes.matching import match_accuracy, nearest
 from unlabeled.signals.contrast.instdisc import InstDisc
 
 PLAIN: dict[str, Any] = {"crop": 1.0, "jitter": 0.0}

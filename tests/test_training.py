@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
+from unlabeled.data.batches import Batches, pixel_statistics
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.nets.encoder import Encoder, load_encoder
@@ -25,7 +26,6 @@ from unlabeled.parameters import Training
 from unlabeled.signals.bottleneck.autoencoder import Autoencoder
 from unlabeled.signals.signal import Signal
 from unlabeled.training import loop, resolve
-from unlabeled.training.batches import Batches, pixel_statistics
 from unlabeled.training.checkpoints import load_checkpoint, save_checkpoint
 from unlabeled.training.loop import train
 from unlabeled.training.optimizers import LARS, build_optimizer

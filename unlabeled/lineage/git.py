@@ -8,6 +8,8 @@ from unlabeled.errors import InputError
 
 # What is committed is committed as it is: no line endings changed, no hooks of the user's.
 SETTINGS = ("-c", "core.autocrlf=false", "-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
+# A server that sends nothing for so long is given up.
+STALLED_SECONDS = 60
 NAME, EMAIL = "unlabeled", "unlabeled@localhost"
 
 
@@ -27,7 +29,7 @@ def git(
         date: date of commits and tags made.
 
     Raises:
-        GitError: git fails.
+        GitError: git fails, or a server reached by HTTP sends nothing for a minute.
     """
     # Inside a hook of another repository these would point there.
     environment = {
@@ -36,6 +38,7 @@ def git(
         if key not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
     }
     environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
+    environment |= {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": str(STALLED_SECONDS)}
     for role in ("AUTHOR", "COMMITTER"):
         environment |= {f"GIT_{role}_NAME": NAME, f"GIT_{role}_EMAIL": EMAIL} | (
             {f"GIT_{role}_DATE": date} if date else {}

@@ -12,16 +12,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from unlabeled.data.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
+from unlabeled.features import accelerator, extract, random_encoder
 from unlabeled.files import write_json
 from unlabeled.nets.encoder import Encoder
 from unlabeled.parameters import Section, Training, nearest
-from unlabeled.probes.features import accelerator, extract, random_encoder
 from unlabeled.probes.linear import fit_linear_probe
 from unlabeled.probes.subsets import hold_out
 from unlabeled.signals.contrast.simclr import SimCLR
-from unlabeled.training.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.training.loop import train
 from unlabeled.training.pretrain import assess
 from unlabeled.training.reproducible import reproducible

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled.data.table import ImageTable
+from unlabeled.features import extract, load_images
 from unlabeled.nets.encoder import Encoder
 from unlabeled.parameters import Finetuning, Training
-from unlabeled.probes.features import extract, load_images
 from unlabeled.probes.linear import LinearProbe
 from unlabeled.training.optimizers import build_optimizer
 from unlabeled.training.precision import bfloat16_nets, computes_in_bfloat16

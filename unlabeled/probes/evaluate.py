@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.data.batches import pixel_statistics
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
+from unlabeled.features import Standardisation, accelerator, extract, random_encoder
 from unlabeled.files import atomic_path, read_json, write_json
 from unlabeled.nets.encoder import CONFIG, load_encoder
 from unlabeled.parameters import Encoder, Evaluation
 from unlabeled.probes.baselines import pixels, principal_components
 from unlabeled.probes.collapse import collapse
-from unlabeled.probes.features import Standardisation, accelerator, extract, random_encoder
 from unlabeled.probes.knn import weighted_knn
 from unlabeled.probes.linear import fit_linear_probe
 from unlabeled.probes.subsets import hold_out
-from unlabeled.training.batches import pixel_statistics
 
 EVALUATION, BASELINES = "evaluation.json", "baselines.json"
 

@@ -17,12 +17,12 @@ from safetensors.torch import save
 from unlabeled import progress
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
+from unlabeled.features import accelerator, extract
 from unlabeled.files import atomic_path, write_bytes, write_json
 from unlabeled.nets.encoder import CONFIG, MODEL, Encoder, load_encoder
 from unlabeled.parameters import Finetuning
 from unlabeled.probes.classifier import Classifier, train_classifier
 from unlabeled.probes.evaluate import confusion
-from unlabeled.probes.features import accelerator, extract
 from unlabeled.probes.linear import fit_linear_probe
 from unlabeled.probes.subsets import hold_out, label_subset
 from unlabeled.selflabel.cluster import LABELS

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from unlabeled import progress
-from unlabeled.probes.features import accelerator
+from unlabeled.features import accelerator
 
 
 def weighted_knn(

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from unlabeled import progress
-from unlabeled.probes.features import Standardisation
+from unlabeled.features import Standardisation
 
 GRID = tuple(10.0**power for power in range(-4, 5))
 TUNING_IMAGES = 10_000

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from unlabeled.data.batches import evenly_spread
 from unlabeled.data.table import ImageTable
 from unlabeled.files import read_json, write_bytes, write_json
 from unlabeled.page import fill
@@ -13,7 +14,6 @@ from unlabeled.probes.claims import PUBLISHED, sentences, summarise
 from unlabeled.report import plots
 from unlabeled.report.report import number, percent
 from unlabeled.report.sections import tiles
-from unlabeled.training.batches import evenly_spread
 from unlabeled.views import to_float
 from unlabeled.views.transforms import TRANSFORMS
 

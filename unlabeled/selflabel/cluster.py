@@ -10,10 +10,10 @@ import torch
 
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
+from unlabeled.features import Standardisation, accelerator, extract
 from unlabeled.files import atomic_path, read_json, write_json
 from unlabeled.nets.encoder import CONFIG, load_encoder
 from unlabeled.parameters import SelfLabel
-from unlabeled.probes.features import Standardisation, accelerator, extract
 from unlabeled.selflabel.clusters import SCORES, Clusters, save_encoder
 from unlabeled.selflabel.kmeans import fit_kmeans
 from unlabeled.selflabel.metrics import cluster_scores

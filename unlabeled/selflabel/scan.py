@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlabeled import progress
+from unlabeled.data.batches import evenly_spread
+from unlabeled.features import accelerator
 from unlabeled.parameters import SelfLabel
-from unlabeled.probes.features import accelerator
 from unlabeled.selflabel.consensus import consensus
 from unlabeled.selflabel.neighbours import mine_neighbours, principal_axes
-from unlabeled.training.batches import evenly_spread
 
 AXES = 128
 JUDGED_IMAGES = 20_000

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlabeled import progress
+from unlabeled.features import accelerator
 from unlabeled.parameters import SelfLabel
-from unlabeled.probes.features import accelerator
 from unlabeled.selflabel.kmeans import fit_kmeans
-from unlabeled.selflabel.sinkhorn import assign
+from unlabeled.sinkhorn import assign
 
 # λ of the paper's ImageNet runs.
 SHARPNESS = 25.0

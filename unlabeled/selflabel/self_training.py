@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import progress, views
+from unlabeled.data.batches import Batches
 from unlabeled.data.table import ImageTable
 from unlabeled.nets.encoder import Encoder
 from unlabeled.parameters import SelfLabel, Training
 from unlabeled.selflabel.clusters import Clusters
-from unlabeled.training.batches import Batches
 from unlabeled.training.optimizers import build_optimizer
 from unlabeled.training.schedule import learning_rate_share
 from unlabeled.views.holes import random_blocks

@@ -11,11 +11,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from unlabeled import progress
+from unlabeled.data.batches import Batches
 from unlabeled.distributed import broadcast, processes, rank
 from unlabeled.errors import CheckFailed
 from unlabeled.parameters import Training
 from unlabeled.signals.signal import Signal
-from unlabeled.training.batches import Batches
 from unlabeled.training.checkpoints import load_checkpoint, save_checkpoint
 from unlabeled.training.optimizers import build_optimizer
 from unlabeled.training.precision import bfloat16_nets

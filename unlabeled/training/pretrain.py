@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 
 from unlabeled import parameters
+from unlabeled.data.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import json_digest
 from unlabeled.distributed import alone, process_group, processes, rank
@@ -26,7 +27,6 @@ from unlabeled.nets.encoder import CONFIG, MODEL, Encoder
 from unlabeled.parameters import Training
 from unlabeled.signals import encoder_section, find_signal, method_settings
 from unlabeled.signals.signal import Signal
-from unlabeled.training.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.training.loop import train
 from unlabeled.training.reproducible import reproducible
 from unlabeled.training.resolve import resolve_training

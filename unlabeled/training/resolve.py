@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from unlabeled.data.batches import Batches
 from unlabeled.data.table import ImageTable
 from unlabeled.distributed import processes
 from unlabeled.errors import InputError
 from unlabeled.parameters import Training
 from unlabeled.signals.signal import Signal
-from unlabeled.training.batches import Batches
 from unlabeled.training.precision import computes_in_bfloat16
 
 # Compiling takes up to a minute, and saves little per step of a small net on a CPU.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unlabeled import progress
+from unlabeled.data.batches import pixel_statistics
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import json_digest
 from unlabeled.errors import InputError
@@ -18,7 +19,6 @@ from unlabeled.probes.few_labels.methods import find_method, fit_within_labels
 from unlabeled.probes.few_labels.start import Start
 from unlabeled.probes.few_labels.task import label_task
 from unlabeled.selflabel.cluster import self_label
-from unlabeled.training.batches import pixel_statistics
 from unlabeled.training.pretrain import pretrain
 from unlabeled.training.reproducible import reproducible
 

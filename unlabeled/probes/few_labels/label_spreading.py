@@ -6,7 +6,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlabeled.probes.features import Standardisation, accelerator
+from unlabeled.features import Standardisation, accelerator
 from unlabeled.selflabel.neighbours import mine_neighbours, principal_axes
 
 AXES = 128

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlabeled.data.batches import evenly_spread
 from unlabeled.data.table import ImageTable
+from unlabeled.features import extract
 from unlabeled.parameters import FewLabels
 from unlabeled.probes.classifier import Classifier
-from unlabeled.probes.features import extract
 from unlabeled.probes.few_labels.label_spreading import NeighbourGraph
 from unlabeled.probes.few_labels.start import Start
 from unlabeled.probes.few_labels.supervised import Supervised
 from unlabeled.probes.few_labels.task import Task
 from unlabeled.probes.few_labels.training import Batch, Views, class_probabilities, train_semi_supervised
-from unlabeled.training.batches import evenly_spread
 
 POOL = 20_000
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from unlabeled.errors import InputError
+from unlabeled.features import accelerator, extract
 from unlabeled.nets.encoder import Encoder, load_encoder
 from unlabeled.probes.classifier import Classifier
-from unlabeled.probes.features import accelerator, extract
 from unlabeled.probes.few_labels.task import Task
 from unlabeled.probes.linear import LinearProbe, fit_linear_probe
 from unlabeled.probes.subsets import hold_out

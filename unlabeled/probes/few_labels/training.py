@@ -10,9 +10,9 @@ from torch import Tensor
 from unlabeled import progress
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import CheckFailed
+from unlabeled.features import load_images
 from unlabeled.parameters import FewLabels, Training
 from unlabeled.probes.classifier import WARMUP_SHARE, Classifier, batches
-from unlabeled.probes.features import load_images
 from unlabeled.probes.few_labels.task import Task
 from unlabeled.training.loop import step_seed
 from unlabeled.training.optimizers import build_optimizer

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.measures.reconstruction import psnr
 from unlabeled.nets.decoder import Decoder
 from unlabeled.nets.encoder import Encoder
-from unlabeled.probes.reconstruction import psnr
 from unlabeled.signals.signal import Signal
 
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from unlabeled import views
 from unlabeled.distributed import gather
+from unlabeled.measures.reconstruction import psnr
 from unlabeled.nets.decoder import Decoder
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.likelihood import discretized_logistic
-from unlabeled.probes.reconstruction import psnr
 from unlabeled.signals.signal import Signal
 
 IMPORTANCE_SAMPLES = 16

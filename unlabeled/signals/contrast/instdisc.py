@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled import views
+from unlabeled.measures.matching import match_accuracy, nearest
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.heads import projector
 from unlabeled.nets.memory import MemoryBank, memory_nce
-from unlabeled.probes.matching import match_accuracy, nearest
 from unlabeled.signals.signal import Signal
 from unlabeled.views.recipe import contrastive_view
 

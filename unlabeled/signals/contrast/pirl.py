@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.measures.matching import match_accuracy
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.heads import projector
 from unlabeled.nets.memory import memory_nce
-from unlabeled.probes.matching import match_accuracy
 from unlabeled.signals.contrast import instdisc
 from unlabeled.signals.contrast.instdisc import InstDisc
 

@@ -12,8 +12,8 @@ from unlabeled.distributed import gather, processes, rank
 from unlabeled.nets.encoder import Encoder
 from unlabeled.nets.heads import projector
 from unlabeled.nets.memory import MemoryBank
-from unlabeled.selflabel.sinkhorn import assign
 from unlabeled.signals.signal import Signal
+from unlabeled.sinkhorn import assign
 from unlabeled.views.recipe import contrastive_view
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.measures.reconstruction import psnr
 from unlabeled.nets.decoder import Decoder
 from unlabeled.nets.discriminator import Discriminator, discriminator_loss, judge_frozen
 from unlabeled.nets.encoder import Encoder
-from unlabeled.probes.reconstruction import psnr
 from unlabeled.signals.signal import Signal
 from unlabeled.views.holes import central_square, diffusion_fill, random_blocks, random_regions
 

@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unlabeled import views
+from unlabeled.measures.reconstruction import psnr
+from unlabeled.measures.uncertainty import calibration_error, confidence_levels, sparsification_error
 from unlabeled.nets.decoder import Decoder
 from unlabeled.nets.encoder import Encoder
-from unlabeled.probes.reconstruction import psnr
-from unlabeled.probes.uncertainty import calibration_error, confidence_levels, sparsification_error
 from unlabeled.signals.recovery.denoising import Corruption, corrupt
 from unlabeled.signals.signal import Signal
 from unlabeled.views.holes import random_regions
