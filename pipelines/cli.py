@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import ablate, bench, by_hand, compare, follow, kubeflow, promote, verify, watch
+from pipelines.commands import ablate, bench, by_hand, compare, follow, kubeflow, promote, verify, watch
 from pipelines.options import (
     DEFAULT_WORKSPACE,
     Data,

@@ -20,7 +20,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from scipy import ndimage
 
 from pipelines.ablation import REPORT, SUMMARY, ablation
-from pipelines.cluster import compile_pipeline
+from pipelines.cluster.jobs import compile_pipeline
 from unlabeled import workspace
 from unlabeled.errors import InputError
 from unlabeled.files import read_json, write_json

@@ -20,11 +20,11 @@ from pipelines_server import PipelinesServer, serve
 from components.pretrain.train_job import VARIABLE, TrainJob
 from pipelines import cli
 from pipelines.ablation import ablation
-from pipelines.cluster import compile_pipeline, schedule, submit
-from pipelines.cron import check_cron
+from pipelines.cluster.cron import check_cron
+from pipelines.cluster.jobs import compile_pipeline, schedule, submit
+from pipelines.cluster.resources import RETRIES, STEPS, WAITING, Cluster
 from pipelines.drift import drift_watch
 from pipelines.label_efficiency import label_efficiency
-from pipelines.resources import RETRIES, STEPS, WAITING, Cluster
 from pipelines.training import training
 from unlabeled import progress
 from unlabeled.digest import code_digest, json_digest

@@ -21,7 +21,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from torch.nn import functional as F
 
 from pipelines.cli import main
-from pipelines.cluster import compile_pipeline
+from pipelines.cluster.jobs import compile_pipeline
 from pipelines.label_efficiency import label_efficiency
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError

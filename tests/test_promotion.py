@@ -12,7 +12,7 @@ import pytest
 from lineage_bundle import flip, record_run
 from served_bundle import IMAGES, TRAIN, head, serve
 
-from pipelines import promote as command
+from pipelines.commands import promote as command
 from serving.challenge import challenge, newcombe
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.lineage.git import git

@@ -60,7 +60,7 @@ def compile_(
 ) -> None:
     """Compile the ablation for Kubeflow."""
     from pipelines.ablation import ablation
-    from pipelines.cluster import compile_pipeline
+    from pipelines.cluster.jobs import compile_pipeline
 
     compile_pipeline(output, ablation)
     print(output)

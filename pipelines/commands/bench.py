@@ -45,7 +45,7 @@ for _name in (
 
 
 def _benchmarks() -> Path:
-    folder = Path(__file__).parents[1] / "benchmarks"
+    folder = Path(__file__).parents[2] / "benchmarks"
     if not folder.is_dir():
         raise InputError("the benchmarks come with a checkout of the project, not with the installed package")
     return folder

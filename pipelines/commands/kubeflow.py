@@ -67,7 +67,7 @@ def compile_(
     runtime: Runtime = TORCH_RUNTIME,
 ) -> None:
     """Compile the pipeline for Kubeflow."""
-    from pipelines.cluster import Cluster, compile_pipeline
+    from pipelines.cluster.jobs import Cluster, compile_pipeline
 
     cluster = Cluster(gpus, nodes, cache_claim, runtime)
     compile_pipeline(output, _pipeline(pipeline), cluster, kubernetes, namespace)
@@ -93,7 +93,7 @@ def submit(
             asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
         )
 
-    from pipelines.cluster import submit as start
+    from pipelines.cluster.jobs import submit as start
 
     run = f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     print(start(host, experiment, run, {"run": run} | arguments, namespace, cluster, _pipeline(pipeline)))
@@ -114,7 +114,7 @@ def schedule(
     pipeline: Which = Pipeline.TRAINING, served: ServedRun = "", recent: RecentInputs = "", url: ServerUrl = "",
 ) -> None:  # fmt: skip
     """Run a pipeline on Kubeflow again and again."""
-    from pipelines.cron import check_cron
+    from pipelines.cluster.cron import check_cron
 
     check_cron(cron)
     asked = parameters_of(profile, data, methods, seed, set_, parameters)
@@ -128,7 +128,7 @@ def schedule(
             asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
         )
 
-    from pipelines.cluster import schedule as repeat
+    from pipelines.cluster.jobs import schedule as repeat
 
     arguments = {"run": f"{name}-[[ScheduledTime]]"} | arguments
     print(repeat(host, experiment, name, cron, arguments, namespace, cluster, _pipeline(pipeline)))
@@ -162,7 +162,7 @@ def _watch(
     asked: Any, registry: str, remote: str, run: str, recent: str, url: str, claim: str
 ) -> tuple[str, dict[str, Any], Any]:
     """Return the same as `_request`, for drift; its `run` is the one that is served."""
-    from pipelines.resources import Cluster
+    from pipelines.cluster.resources import Cluster
     from unlabeled.digest import code_digest
 
     if not recent:
@@ -185,7 +185,7 @@ def _request(
 ) -> tuple[str, dict[str, Any], Any]:
     """Return the data's name, the pipeline's arguments without `run`, and what the cluster is to give."""
     from pipelines import request
-    from pipelines.resources import STEPS, Cluster
+    from pipelines.cluster.resources import STEPS, Cluster
 
     # The cores are those of a step, not of this machine.
     threads = asked.training.threads or STEPS["pretrain"].cpu

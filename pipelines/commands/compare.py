@@ -79,7 +79,7 @@ def compile_(
     ),
 ) -> None:
     """Compile the comparison for Kubeflow."""
-    from pipelines.cluster import compile_pipeline
+    from pipelines.cluster.jobs import compile_pipeline
     from pipelines.label_efficiency import label_efficiency
 
     compile_pipeline(output, label_efficiency)

@@ -11,9 +11,9 @@ import kfp
 from google.protobuf import json_format
 from kfp import compiler
 
-from pipelines.client import pipelines_client
-from pipelines.cron import check_cron
-from pipelines.resources import Cluster, on_cluster
+from pipelines.cluster.client import pipelines_client
+from pipelines.cluster.cron import check_cron
+from pipelines.cluster.resources import Cluster, on_cluster
 from pipelines.training import training
 from unlabeled.digest import code_digest, json_digest
 from unlabeled.errors import InputError
