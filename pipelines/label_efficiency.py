@@ -2,18 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kfp import dsl
 
 from components.compare_labels.component import compare_labels
 from components.compare_labels_report.component import compare_labels_report
 from components.ingest.component import ingest
-from pipelines import local
-from pipelines.request import request_key, short_name
-from unlabeled.files import atomic_path, link_or_copy, read_json, write_json
-
-SUMMARY, REPORT = "compare.json", "compare.html"
+from pipelines.study import run_pipeline
 
 
 class Outputs(NamedTuple):
@@ -49,22 +45,5 @@ def label_efficiency(
     return Outputs(summary=page.outputs["summary"], report=page.outputs["report"])
 
 
-def open_comparison(workspace: Path, arguments: dict[str, Any]) -> Path:
-    """Return the folder of the comparison of these arguments, begun, finished or new."""
-    key = request_key(arguments)
-    folder = workspace / "comparisons" / f"{short_name(arguments['source'])}-{key[:6]}"
-    write_json(folder / local.REQUEST, {"key": key, "arguments": arguments})
-    return folder
-
-
-def _run_pipeline(folder: Path) -> None:
-    local.start_runner(folder, cache=True)
-    run = label_efficiency(**read_json(folder / local.REQUEST)["arguments"])
-    # The page last: with it the comparison is finished.
-    for name, output in ((SUMMARY, "summary"), (REPORT, "report")):
-        with atomic_path(folder / name) as temporary:
-            link_or_copy(run.outputs[output].path, temporary)
-
-
 if __name__ == "__main__":
-    _run_pipeline(Path(sys.argv[1]))
+    run_pipeline(label_efficiency, Path(sys.argv[1]))

@@ -19,8 +19,9 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from scipy import ndimage
 
-from pipelines.ablation import REPORT, SUMMARY, ablation
+from pipelines.ablation import ablation
 from pipelines.cluster.jobs import compile_pipeline
+from pipelines.study import PAGE, SUMMARY
 from unlabeled import workspace
 from unlabeled.errors import InputError
 from unlabeled.files import read_json, write_json
@@ -512,7 +513,7 @@ def test_killed_and_started_again_it_ends_with_the_bytes_of_the_library(tmp_path
     process.wait()
     summary = json.loads(unlabeled(*command, "--json").stdout)
     folder = next((tmp_path / "ablations").iterdir())
-    assert summary == read_json(folder / SUMMARY) and (folder / REPORT).stat().st_size > 10_000
+    assert summary == read_json(folder / SUMMARY) and (folder / PAGE).stat().st_size > 10_000
     assert len(summary["cells"]) == 1 + 4 + 4
 
     redone = [line for line in progress_lines(tmp_path) if '"start"' in line and "ablate/" in line]
@@ -531,7 +532,7 @@ def test_killed_and_started_again_it_ends_with_the_bytes_of_the_library(tmp_path
         table, settings.model_dump(), tmp_path / "again.json", tmp_path / "again.html",
     )  # fmt: skip
     assert (tmp_path / "again.json").read_bytes() == (folder / SUMMARY).read_bytes()
-    assert (tmp_path / "again.html").read_bytes() == (folder / REPORT).read_bytes()
+    assert (tmp_path / "again.html").read_bytes() == (folder / PAGE).read_bytes()
 
 
 def progress_lines(room: Path) -> list[str]:

@@ -538,8 +538,8 @@ def test_the_command_ends_with_table_json_and_page(tmp_path: Path) -> None:
     first = subprocess.run([*command, "--json"], capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
-    (page,) = tmp_path.glob("comparisons/*/compare.html")
-    assert json.loads(page.with_name("compare.json").read_text()) == result
+    (page,) = tmp_path.glob("comparisons/*/report.html")
+    assert json.loads(page.with_name("summary.json").read_text()) == result
     assert [row["method"] for row in result["rows"]] == ["supervised", "simclr_probe"]
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 0 and "SimCLR, linear probe" in second.stdout and str(page) in second.stdout

@@ -29,29 +29,19 @@ def augmentations(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """SimCLR's Figure 5: every transform and every two of them, on one branch; the same command again goes on."""
-    from rich.console import Console
-
-    from pipelines import ablation, display, local
     from pipelines.request import PARALLEL_METHODS
+    from pipelines.study import PAGE, carry_out, open_study
 
     workspace = open_workspace(workspace)
     threads = max(1, len(os.sched_getaffinity(0)) // PARALLEL_METHODS)
     given = {"steps": steps, "images": images, "threads": threads}
     arguments = _arguments(data, given, seeds, seed, transforms, workspace / "cache")
-    folder = ablation.open_ablation(workspace, arguments)
-    console = Console(stderr=True)
-    if not (folder / ablation.REPORT).exists():
-        console.print(f"{len(arguments['cells'])} cells in {folder}", highlight=False, soft_wrap=True)
-        local.execute(
-            folder,
-            lambda events, ended: display.watch(events, ended, console),
-            module="pipelines.ablation",
-        )
-    summary = json.loads((folder / ablation.SUMMARY).read_text())
+    study = open_study(workspace / "ablations", arguments)
+    summary = carry_out(study, "pipelines.ablation", f"{len(arguments['cells'])} cells")
     if as_json:
         print(json.dumps(summary, indent=2, sort_keys=True))
     else:
-        _print_summary(summary, folder / ablation.REPORT)
+        _print_summary(summary, study / PAGE)
 
 
 @app.command("compile")

@@ -51,25 +51,15 @@ def labels(
     wanted = parameters_of(profile, data, None, seed, set_, parameters)
     workspace = open_workspace(workspace)
 
-    from rich.console import Console
-
-    from pipelines import display, label_efficiency, local
+    from pipelines.study import PAGE, carry_out, open_study
 
     arguments = _arguments(wanted, methods, workspace / "cache")
-    folder = label_efficiency.open_comparison(workspace, arguments)
-    console = Console(stderr=True)
-    if not (folder / label_efficiency.REPORT).exists():
-        console.print(f"comparison in {folder}", highlight=False, soft_wrap=True)
-        local.execute(
-            folder,
-            lambda events, ended: display.watch(events, ended, console),
-            module="pipelines.label_efficiency",
-        )
-    result = json.loads((folder / label_efficiency.SUMMARY).read_text())
+    study = open_study(workspace / "comparisons", arguments)
+    result = carry_out(study, "pipelines.label_efficiency", "comparison")
     if as_json:
         print(json.dumps(result, indent=2, sort_keys=True))
     else:
-        _print_table(result, folder / label_efficiency.REPORT)
+        _print_table(result, study / PAGE)
 
 
 @app.command("compile")

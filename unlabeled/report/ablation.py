@@ -1,4 +1,4 @@
-"""The report of the ablation of augmentations: `ablation.json` and one self-contained HTML page."""
+"""The report of the ablation of augmentations: a summary in JSON and one self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The report of the label-efficiency comparison: `compare.json` and one self-contained HTML page."""
+"""The report of the label-efficiency comparison: a summary in JSON and one self-contained HTML page."""
 
 import math
 from collections.abc import Callable, Sequence
