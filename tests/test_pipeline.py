@@ -10,7 +10,8 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from pipelines.cluster.jobs import check_cron, compile_pipeline
+from pipelines.cluster.cron import check_cron
+from pipelines.cluster.jobs import compile_pipeline
 from pipelines.options import parameters_of
 from unlabeled.errors import InputError
 from unlabeled.signals import all_signals
