@@ -23,6 +23,7 @@ MONITORING = {
 VALUES: dict[str, dict[str, Any]] = {
     "run on a claim": {"serving": {"run": "digits-1"}, "registry": CLAIM},
     "run from URLs": {"serving": {"run": "digits-1"}, "registry": URLS},
+    "follow on a claim": {"serving": {"follow": {"enabled": True}}, "registry": CLAIM},
     "model claim": {"serving": {"claim": "models", "arguments": ["--log-verbose=1"]}},
     "bucket": {"serving": {"bucket": "s3://models/repository", "bucketSecret": "bucket"}},
     "GPU": {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from chart_rendering import CHART, CUSTOM, URLS, VALUES, container, pod_specs, r
 from lineage_bundle import record_run
 
 from unlabeled.digest import tree_digest
+from unlabeled.lineage.promotion import promote
 from unlabeled.lineage.registry import Registry
 
 
@@ -175,10 +177,9 @@ def test_models_come_from_a_claim_or_a_bucket_too(chart: helm.Chart) -> None:
     assert triton["envFrom"] == [{"secretRef": {"name": "bucket"}}]
 
 
-def test_the_fetching_command_fetches(chart: helm.Chart, tmp_path: Path) -> None:
-    registry = Registry.embedded(tmp_path / "registry")
-    bundle = record_run(registry, tmp_path / "work", "digits-1")
-    fetch = container(serving_pod(render(chart, VALUES["run on a claim"])), "fetch")
+def fetched(chart: helm.Chart, tmp_path: Path, values: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run the init container's command on `tmp_path/registry`; the models end up in `tmp_path/models`."""
+    fetch = container(serving_pod(render(chart, values)), "fetch")
     environment = {entry["name"]: entry["value"] for entry in fetch["env"]}
     # Where the claim is mounted, and where the models go, lie elsewhere here.
     environment |= {
@@ -186,9 +187,31 @@ def test_the_fetching_command_fetches(chart: helm.Chart, tmp_path: Path) -> None
     }
     _, option, program = fetch["command"]
     program = program.replace('"/models"', repr(str(tmp_path / "models")))
-    command = [sys.executable, option, program]
-    subprocess.run(command, check=True, env={**os.environ, **environment, "HOME": str(tmp_path)})
+    environment = {**os.environ, **environment, "HOME": str(tmp_path)}
+    return subprocess.run([sys.executable, option, program], env=environment, capture_output=True, text=True)
+
+
+def test_the_fetching_command_fetches(chart: helm.Chart, tmp_path: Path) -> None:
+    registry = Registry.embedded(tmp_path / "registry")
+    bundle = record_run(registry, tmp_path / "work", "digits-1")
+    assert fetched(chart, tmp_path, VALUES["run on a claim"]).returncode == 0
     assert tree_digest(tmp_path / "models" / "repository") == tree_digest(bundle / "repository")
+
+
+def test_a_new_pod_starts_with_what_is_promoted(chart: helm.Chart, tmp_path: Path) -> None:
+    values = VALUES["follow on a claim"]
+    registry = Registry.embedded(tmp_path / "registry")
+    served = {run: record_run(registry, tmp_path / run, run, seed) for seed, run in enumerate(("digits-1", "digits-2"))}
+    refused = fetched(chart, tmp_path, values)
+    assert refused.returncode == 1 and not (tmp_path / "models").exists()
+    assert refused.stderr == "stage 'prod' holds nothing yet: promote a run, or name one in serving.run\n"
+    # Until something is promoted, the run that is named.
+    named = {**values, "serving": {**values["serving"], "run": "digits-1"}}
+    assert "run digits-1" in fetched(chart, tmp_path, named).stdout
+    promote(registry, "digits-2", "prod", None)
+    shutil.rmtree(tmp_path / "models")
+    assert "run digits-2, encoder@v" in fetched(chart, tmp_path, named).stdout
+    assert tree_digest(tmp_path / "models" / "repository") == tree_digest(served["digits-2"] / "repository")
 
 
 def test_the_follower_starts_where_the_fetcher_left_off(chart: helm.Chart) -> None:

@@ -87,7 +87,7 @@ def test_schema_refuses(chart: helm.Chart, values: dict[str, Any], key: str) -> 
         ({"serving": {"run": "a"}}, "a folder lies on a claim"),
         (
             {"serving": {"claim": "b", "follow": {"enabled": True}}},
-            "serving.follow needs serving.run",
+            "serving.follow serves what is promoted",
         ),
         ({**SERVED, "autoscaling": {"enabled": True, "minReplicas": 9}}, "minReplicas 9 is above"),
         ({"serving": {"enabled": False}, "schedule": {"enabled": True}}, "is a folder"),

@@ -97,6 +97,11 @@ limits:
 - {port: 53, protocol: TCP}
 {{- end }}
 
+{{/* "true" where what is served comes from the registry: a run, or what is promoted. */}}
+{{- define "unlabeled.recorded" -}}
+{{- if or .Values.serving.run .Values.serving.follow.enabled }}true{{ end -}}
+{{- end }}
+
 {{/* "true" where the sidecars load and unload models. */}}
 {{- define "unlabeled.explicit" -}}
 {{- if or .Values.serving.follow.enabled .Values.serving.canary.enabled }}true{{ end -}}
