@@ -136,8 +136,10 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one run's record."""
+    from unlabeled.lineage.promotion import find_run
+
     opened = open_registry(workspace, registry, remote)
-    record = opened.show(opened.named(run))
+    record = opened.show(find_run(opened, run))
     if as_json:
         _print_json(record)
         return
@@ -166,9 +168,10 @@ def audit(
 ) -> None:
     """Prove a run from the registry alone, with --live what a server serves, and with --rerun reproduce it."""
     from unlabeled.lineage.audit import audit as prove
+    from unlabeled.lineage.promotion import find_run
 
     opened = open_registry(workspace, registry, remote)
-    name = opened.named(run)
+    name = find_run(opened, run)
     report = prove(opened, name, key)
     if live:
         from serving.live import live as ask
@@ -216,7 +219,10 @@ def serve(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    run: Annotated[str, typer.Option(help="A run in the workspace; default: the newest.")] = "",
+    run: Annotated[
+        str,
+        typer.Option(help="A recorded run, its version or a stage, as encoder#prod; default: the newest."),
+    ] = "",
     url: Annotated[
         str,
         typer.Option(help="gRPC address of a Triton server, as 127.0.0.1:8001; default: in this process."),
@@ -247,8 +253,10 @@ def predict(
 
 def _run_folder(workspace: Path, run: str) -> Path:
     """Return the folder of a recorded run, fetched from the registry where the workspace lacks it."""
+    from unlabeled.lineage.promotion import find_run
+
     registry = open_registry(workspace)
-    name = registry.named(run)
+    name = find_run(registry, run)
     folder = workspace.resolve() / "runs" / name
     if not (folder / "record.json").exists():
         registry.fetch(name, folder)

@@ -27,7 +27,7 @@ def drift_watch(
     """Measure, then fail where there is drift: KFP keeps no report of a step that fails, so these are two.
 
     Args:
-        run: the recorded run that is served; empty: the newest.
+        run: the recorded run that is served, or its stage, as `encoder#prod`; empty: the newest.
         registry: git URL of the registry.
         remote: URL of its DVC remote.
         recent: path or URL of recent inputs, as applications log them.

@@ -28,7 +28,13 @@ RegistryUrl = Annotated[
     str, typer.Option("--registry", help="Git URL of a registry elsewhere; goes with --remote.")
 ]
 RemoteUrl = Annotated[str, typer.Option("--remote", help="DVC URL of that registry's remote.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A recorded run; default: the newest.")]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A recorded run, its version or a stage, as encoder@v1.2.0 or encoder#prod; default: the newest.",
+    ),
+]
 DEFAULT_WORKSPACE = Path("workspace")
 
 

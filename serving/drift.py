@@ -18,6 +18,7 @@ from unlabeled.data.drift import drift_test, occupancy, occupancy_distance
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.onnx import OnnxModel
 from unlabeled.files import write_json
+from unlabeled.lineage.promotion import find_run
 from unlabeled.lineage.registry import Registry
 from unlabeled.parameters import Drift
 from unlabeled.report.drift import Pair, write_page
@@ -32,12 +33,12 @@ def recorded(registry: Registry, run: str) -> Iterator[tuple[str, Path]]:
     """Give the name of a recorded run and a folder with what drift reads of it.
 
     Args:
-        run: a recorded run; empty: the newest.
+        run: see `find_run`.
 
     Raises:
         InputError: there is no such run.
     """
-    run = registry.named(run)
+    run = find_run(registry, run)
     with tempfile.TemporaryDirectory(prefix="unlabeled-") as folder:
         registry.fetch(run, Path(folder), [INDEX, LABELS, ENCODER])
         yield run, Path(folder)

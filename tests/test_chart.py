@@ -201,7 +201,10 @@ def test_the_fetching_command_fetches(chart: helm.Chart, tmp_path: Path) -> None
 def test_a_new_pod_starts_with_what_is_promoted(chart: helm.Chart, tmp_path: Path) -> None:
     values = VALUES["follow on a claim"]
     registry = Registry.embedded(tmp_path / "registry")
-    served = {run: record_run(registry, tmp_path / run, run, seed) for seed, run in enumerate(("digits-1", "digits-2"))}
+    served = {
+        run: record_run(registry, tmp_path / run, run, seed)
+        for seed, run in enumerate(("digits-1", "digits-2"))
+    }
     refused = fetched(chart, tmp_path, values)
     assert refused.returncode == 1 and not (tmp_path / "models").exists()
     assert refused.stderr == "stage 'prod' holds nothing yet: promote a run, or name one in serving.run\n"
@@ -344,7 +347,7 @@ def test_drift_is_scheduled_beside_the_training_for_the_run_that_is_served(chart
     own = {"--pipeline=drift", "--name=unlabeled-drift", "--cron=0 0 6 * * *"}
     own |= {
         "--recent=s3://inputs/recent",
-        "--run=digits-1",
+        "--run=encoder#prod",
         "--cache-claim=inputs",
         "--set=drift.alpha=0.001",
     }

@@ -16,7 +16,7 @@ from pipelines.commands import promote as command
 from serving.challenge import challenge, newcombe
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.lineage.git import git
-from unlabeled.lineage.promotion import at_stage, history, previous, promote
+from unlabeled.lineage.promotion import at_stage, find_run, history, previous, promote
 from unlabeled.lineage.registry import Registry
 
 FORK = multiprocessing.get_context("fork")
@@ -199,6 +199,18 @@ def test_gto_and_dvc_read_the_tags(registry, tmp_path):
     registry.fetch("good", tmp_path / "bundle", ["model"])
     name = "model.safetensors"
     assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "bundle" / "model" / name).read_bytes()
+
+
+def test_a_run_is_found_by_its_version_and_its_stage(registry):
+    with pytest.raises(InputError, match=r"stage 'prod' of .* holds nothing"):
+        find_run(registry, "encoder#prod")
+    first = promote(registry, "good", "prod", None)
+    promote(registry, "equal", "prod", first)
+    assert find_run(registry, "encoder#prod") == find_run(registry, "encoder@v1.1.0") == "equal"
+    assert find_run(registry, "encoder@v1.0.0") == find_run(registry, "good") == "good"
+    assert find_run(registry, "") == registry.runs()[0]["run"]
+    with pytest.raises(InputError, match=r"no run of .* is encoder@v9\.0\.0; versions: v1\.0\.0, v1\.1\.0"):
+        find_run(registry, "encoder@v9.0.0")
 
 
 def test_what_gto_assigns_and_takes_away_is_followed(registry):

@@ -31,7 +31,11 @@ class Pipeline(StrEnum):
 
 Which = Annotated[Pipeline, typer.Option("--pipeline", help="What to run.")]
 ServedRun = Annotated[
-    str, typer.Option("--run", help="drift: the recorded run that is served; default: the newest then.")
+    str,
+    typer.Option(
+        "--run",
+        help="drift: the run that is served, or its stage, as encoder#prod; default: the newest then.",
+    ),
 ]
 RecentInputs = Annotated[
     str, typer.Option("--recent", help="drift: path or URL, for the pods, of what applications log.")

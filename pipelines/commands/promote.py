@@ -56,7 +56,7 @@ def promote(
     promotion.check_stage(stage)
     opened = open_registry(workspace, registry, remote)
     holder = promotion.at_stage(opened, stage)
-    run = _held_before(opened, stage, run) if rollback else opened.named(run)
+    run = _held_before(opened, stage, run) if rollback else promotion.find_run(opened, run)
     opened.require(run)
     if holder and holder.run == run:
         raise InputError(f"run {run} is at stage '{stage}' already, as {holder.version}")
@@ -79,10 +79,11 @@ def promote(
 
 
 def _held_before(registry: Any, stage: str, run: str) -> str:
-    from unlabeled.lineage.promotion import history, previous
+    from unlabeled.lineage.promotion import find_run, history, previous
 
     if not run:
         return previous(registry, stage).run
+    run = find_run(registry, run)
     if run not in {promotion.run for promotion in history(registry, stage)}:
         raise InputError(f"run {run} never was at stage '{stage}': promote it without --rollback")
     return run

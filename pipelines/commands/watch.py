@@ -33,7 +33,9 @@ def drift(
             help="Recent inputs: a folder of images, an npz of `images` or `embeddings`, or a URL of these."
         ),
     ],
-    run: Annotated[str, typer.Option(help="The recorded run that is served; default: the newest.")] = "",
+    run: Annotated[
+        str, typer.Option(help="The run that is served, or its stage, as encoder#prod; default: the newest.")
+    ] = "",
     url: Annotated[
         str,
         typer.Option(help="gRPC address of a Triton server that embeds images; default: in this process."),

@@ -73,6 +73,36 @@ def at_stage(registry: Registry, stage: str) -> Promotion | None:
     return found[-1] if found else None
 
 
+def find_run(registry: Registry, name: str) -> str:
+    """Return the run that is meant by its own name, a version (`encoder@v1.2.0`) or a stage (`encoder#prod`).
+
+    Args:
+        name: empty: the newest run.
+
+    Raises:
+        InputError: there is no such version, the stage holds nothing, or no run is recorded.
+    """
+    if name.startswith(f"{ARTIFACT}@"):
+        commits = {version: commit for commit, version in _versions(registry).items()}
+        commit = commits.get(name.partition("@")[2], "")
+        if commit not in (runs := _runs(registry)):
+            raise InputError(
+                f"no run of {registry.url} is {name}; versions: {', '.join(sorted(commits)) or 'none'}"
+            )
+        return runs[commit]
+    if name.startswith(f"{ARTIFACT}#"):
+        promotion = at_stage(registry, name.partition("#")[2])
+        if promotion is None:
+            raise InputError(f"stage '{name.partition('#')[2]}' of {registry.url} holds nothing")
+        return promotion.run
+    if name:
+        return name
+    recorded = registry.runs()
+    if not recorded:
+        raise InputError(f"no run is recorded in {registry.url}; start one with `unlabeled run`")
+    return str(recorded[0]["run"])
+
+
 def previous(registry: Registry, stage: str) -> Promotion:
     """Return what a stage held before the run that it holds now.
 

@@ -91,19 +91,6 @@ class Registry:
         rows = [_row(run, *pair) for run, pair in zip(names, zip(files[::2], files[1::2]))]
         return sorted(rows, key=lambda row: (row["started"], row["finished"], row["run"]), reverse=True)
 
-    def named(self, run: str) -> str:
-        """Return the name of a run: the newest where none is given.
-
-        Raises:
-            InputError: none is given, and none is recorded.
-        """
-        if run:
-            return run
-        recorded = self.runs()
-        if not recorded:
-            raise InputError(f"no run is recorded in {self.url}; start one with `unlabeled run`")
-        return recorded[0]["run"]
-
     def show(self, run: str) -> dict[str, Any]:
         """Return a run's record.
 
