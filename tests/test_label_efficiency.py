@@ -52,6 +52,7 @@ from unlabeled.probes.few_labels.vat import (
     divergence,
     entropy,
     frozen_statistics,
+    ramp_up,
 )
 from unlabeled.probes.knn import weighted_knn
 from unlabeled.report.label_efficiency import spread, write_comparison
@@ -82,7 +83,7 @@ def classifier(digits_table: Path, model_folder: Path) -> Classifier:
 def batch(digits_table: Path) -> Batch:
     images = torch.from_numpy(ImageTable(digits_table).images(np.arange(80)))
     targets = torch.from_numpy(ImageTable(digits_table).labels(np.arange(16)))
-    return Batch(images[:16], targets, images[16:], torch.arange(64))
+    return Batch(images[:16], targets, images[16:], torch.arange(64), 1.0)
 
 
 def statistics(classifier: Classifier) -> dict[str, torch.Tensor]:
@@ -230,6 +231,22 @@ def test_each_loss_is_the_supervised_one_plus_its_own_term(classifier: Classifie
     assert found["entropy"] == pytest.approx(labelled.item() + uncertainty, rel=1e-4)
     assert found["guesses"] == pytest.approx(labelled.item() + guessed, rel=1e-4)
     assert found["vat"] > found["entropy"] + 0.01
+
+
+def test_guesses_of_the_first_steps_do_not_count(classifier: Classifier, batch: Batch) -> None:
+    weights = [ramp_up(share) for share in np.linspace(0, 1, 11)]
+    assert weights[0] == pytest.approx(math.exp(-5)) and weights == sorted(weights)
+    assert weights[5:] == [1.0] * 6
+    classifier.eval()
+    first = replace(batch, progress=0.0)
+    for loss in (EntropyMinimisation(VIEWS), VirtualAdversarial(VIEWS, 1.0)):
+        found = []
+        for given in (batch, first):
+            torch.manual_seed(0)
+            found.append(loss(classifier, given).item())
+        torch.manual_seed(0)
+        labelled = Supervised(VIEWS)(classifier, batch).item()
+        assert found[1] - labelled == pytest.approx(math.exp(-5) * (found[0] - labelled), rel=1e-3)
 
 
 def test_entropy_minimisation_makes_predictions_sure(digits_table: Path, model_folder: Path) -> None:

@@ -31,12 +31,14 @@ class Batch:
         targets: int64 (B,), their classes.
         unlabelled: uint8 (U, C, H, W).
         numbers: int64 (U,), the positions of those in `Task.unlabelled`.
+        progress: share of the steps that is done, 0 to 1.
     """
 
     images: Tensor
     targets: Tensor
     unlabelled: Tensor
     numbers: Tensor
+    progress: float
 
 
 Loss = Callable[[Classifier, Batch], Tensor]
@@ -105,6 +107,7 @@ def train_semi_supervised(
                 torch.from_numpy(task.targets[labelled]).to(device),
                 images(task.unlabelled[numbers]),
                 torch.from_numpy(numbers).to(device),
+                step / parameters.steps,
             )
             value = loss(classifier, batch)
             if not torch.isfinite(value):

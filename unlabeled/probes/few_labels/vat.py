@@ -1,5 +1,6 @@
 """Virtual adversarial training and entropy minimisation (Miyato et al. 2018; Grandvalet & Bengio 2004)."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ XI = 1e-2
 
 @dataclass(frozen=True)
 class EntropyMinimisation:
-    """Cross-entropy on the labelled images + mean entropy of the predictions on the unlabelled ones.
+    """Cross-entropy on the labelled images + mean entropy of the predictions on the unlabelled ones, ramped up.
 
     Attributes:
-        weight: of the entropy.
+        weight: of the entropy, at last.
     """
 
     views: Views
@@ -27,12 +28,15 @@ class EntropyMinimisation:
 
     def __call__(self, classifier: Classifier, batch: Batch) -> Tensor:
         labelled = F.cross_entropy(classifier(self.views.weak(batch.images)), batch.targets)
-        return labelled + self.weight * entropy(classifier(self.views.weak(batch.unlabelled)))
+        unsure = entropy(classifier(self.views.weak(batch.unlabelled)))
+        return labelled + self.weight * ramp_up(batch.progress) * unsure
 
 
 @dataclass(frozen=True)
 class VirtualAdversarial:
     """Cross-entropy + KL(p(x) || p(x + r)) for the worst r of length `radius` + entropy of p(x), x unlabelled.
+
+    The two terms without labels are ramped up.
 
     Attributes:
         radius: length of r, L2, of an image in [0, 1].
@@ -48,7 +52,15 @@ class VirtualAdversarial:
         perturbation = adversarial_perturbation(classifier, images, logits, self.radius)
         with frozen_statistics(classifier):
             perturbed = classifier(images + perturbation)
-        return labelled + divergence(logits, perturbed) + entropy(logits)
+        return labelled + ramp_up(batch.progress) * (divergence(logits, perturbed) + entropy(logits))
+
+
+def ramp_up(progress: float) -> float:
+    """Return the weight of terms without labels, 0.007 to 1 over the first half of the steps (Laine & Aila 2017).
+
+    An untrained net that is made sure of its guesses learns them.
+    """
+    return math.exp(-5 * max(0.0, 1 - 2 * progress) ** 2)
 
 
 def adversarial_perturbation(
