@@ -116,10 +116,12 @@ def _reduce(path: Path, kind: str, images: ImageTable, parameters: Export) -> di
     calibration = images.images(_spread(train, CALIBRATION_IMAGES))
     write_bytes(path, reduce_precision(path.read_bytes(), parameters.precision, calibration))
     held_out = _spread(test if len(test) else train, COST_IMAGES)
-    labels = images.labels(held_out) if kind == "classifier" and images.classes else None
-    cost = accuracy_cost(exact, OnnxModel(path), images.images(held_out), labels)
-    if kind != "encoder":  # its columns are no classes
-        check_cost(kind, parameters.precision, cost, parameters.max_accuracy_drop)
+    # The columns of the clusterer are no classes.
+    labels = images.labels(held_out) if kind != "clusterer" and images.classes else None
+    cost = accuracy_cost(
+        exact, OnnxModel(path), images.images(held_out), labels, embeddings=kind == "encoder"
+    )
+    check_cost(kind, parameters.precision, cost, parameters.max_accuracy_drop)
     return cost
 
 

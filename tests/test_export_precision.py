@@ -68,7 +68,7 @@ def test_answers_stay_near_on_any_size(run, reduced, precision, largest):
     images = run.images(64, seed=9)
     model = OnnxModel(reduced / precision)
     cost = accuracy_cost(OnnxModel(reduced / "float32"), model, images)
-    assert 0 < cost["max_difference"] < largest and cost["top1_agreement"] > 0.9
+    assert 0 < cost["max_difference"] < largest and cost["agreement"] > 0.9
     # float16 has no numbers of their own for rows beyond 2,048: the resize must not be in it.
     for large in (run.images(3, height=50, width=31), run.images(1, height=4001, width=4003)):
         assert np.abs(OnnxModel(reduced / "float32")(large) - model(large)).max() < largest
@@ -92,12 +92,12 @@ def test_checkpoint_is_proven_and_a_weight_off_by_a_step_is_named(run, reduced, 
 
 
 def test_cost_beyond_what_is_allowed_is_refused():
-    cost = {"top1_agreement": 0.9, "accuracy_float32": 0.8, "accuracy": 0.79}
+    cost = {"agreement": 0.9, "accuracy_float32": 0.8, "accuracy": 0.79}
     check_cost("classifier", "int8", cost, 0.011)
     with pytest.raises(CheckFailed, match=r"int8 costs model classifier 0.0100 of accuracy"):
         check_cost("classifier", "int8", cost, 0.009)
     with pytest.raises(CheckFailed, match=r"0.1000 of agreement.*max_accuracy_drop allows 0.05"):
-        check_cost("clusterer", "int8", {"top1_agreement": 0.9}, 0.05)
+        check_cost("clusterer", "int8", {"agreement": 0.9}, 0.05)
 
 
 def test_accuracy_is_stated_where_labels_are(run, reduced):
@@ -105,8 +105,33 @@ def test_accuracy_is_stated_where_labels_are(run, reduced):
     exact, int8 = OnnxModel(reduced / "float32"), OnnxModel(reduced / "int8")
     labels = int8(images).argmax(1)
     cost = accuracy_cost(exact, int8, images, labels)
-    assert cost["accuracy"] == 1 and cost["accuracy_float32"] == cost["top1_agreement"]
+    assert cost["accuracy"] == 1 and cost["accuracy_float32"] == cost["agreement"]
     assert "accuracy" not in accuracy_cost(exact, int8, images, np.full(40, -1))
+
+
+def test_embeddings_are_held_to_their_variance_and_their_neighbours():
+    """Less precision that takes away what tells images apart costs, however near 1 the cosines are."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 50)
+    rng.shuffle(labels)
+    embeddings = 10 + np.eye(4)[labels] + 0.1 * rng.standard_normal((200, 4))
+
+    def model(answers):
+        return lambda images: answers[images]
+
+    def cost(found, known=labels):
+        return accuracy_cost(model(embeddings), model(found), np.arange(200), known, embeddings=True)
+
+    rounded = embeddings + rng.uniform(-0.05, 0.05, embeddings.shape)
+    lost = (0.05**2 / 3) / embeddings.var(0).mean()
+    assert cost(rounded)["agreement"] == pytest.approx(1 - lost, abs=2e-3)
+    assert cost(rounded)["accuracy"] == cost(rounded)["accuracy_float32"] == 1
+    check_cost("encoder", "int8", cost(rounded), 0.0)
+    flat = 10 + 0.1 * rng.standard_normal((200, 4))
+    assert cost(flat)["min_cosine"] > 0.95 and cost(flat)["accuracy"] < 0.5
+    for known in (labels, None):
+        with pytest.raises(CheckFailed, match="int8 costs model encoder"):
+            check_cost("encoder", "int8", cost(flat, known), 0.1)
 
 
 def test_options_stand_in_the_configuration():
@@ -132,7 +157,7 @@ def test_export_states_the_cost_and_triton_adds_none(tmp_path, precision):
     written = read_json(tmp_path / "serving" / "serving.json")
     for kind in KINDS:
         cost = written["reduced"][kind]
-        assert cost["precision"] == precision and ("accuracy" in cost) is (kind == "classifier")
+        assert cost["precision"] == precision and ("accuracy" in cost) is (kind != "clusterer")
         assert onnx_equals_checkpoint(run.repository / kind / MODEL, kind, **run.inputs) == []
         assert read_config(run.repository / kind / "config.pbtxt").response_cache.enable
     index = Index(run.index)

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from unlabeled.errors import CheckFailed
 from unlabeled.export.onnx import INPUT, OnnxModel, canonical_bytes
 from unlabeled.export.parity import difference
+from unlabeled.probes.knn import weighted_knn
 
 CALIBRATION_IMAGES, BATCH = 256, 32
 
@@ -121,36 +122,55 @@ def _quiet() -> Iterator[None]:
 
 
 def accuracy_cost(
-    exact: OnnxModel, reduced: OnnxModel, images: np.ndarray, labels: np.ndarray | None = None
+    exact: OnnxModel,
+    reduced: OnnxModel,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    embeddings: bool = False,
 ) -> dict[str, float]:
     """Return what less precision costs on held-out images.
 
     Args:
         exact, reduced: of float32 and of less precision.
         images: uint8 (N, C, H, W).
-        labels: int64 (N,), -1 where there is none; of a model whose outputs are their classes.
+        labels: int64 (N,), -1 where there is none.
+        embeddings: the outputs are features; else probabilities, with labels of the classes that these name.
 
     Returns:
-        `max_difference`, `min_cosine`, `top1_agreement` (see `unlabeled.export.parity.difference`); with labels
-        `accuracy_float32` and `accuracy`, 0 to 1.
+        `max_difference` and `min_cosine` (see `unlabeled.export.parity.difference`); `agreement`, 0 to 1, in the best
+        class, or of features the share of their variance that is kept; with labels `accuracy_float32` and
+        `accuracy`, 0 to 1, of features by weighted nearest neighbours, one half of the images the other's.
     """
     batches = np.array_split(images, -(-len(images) // BATCH))
     expected, found = (np.concatenate([model(batch) for batch in batches]) for model in (exact, reduced))
     cost = difference(expected, found)
-    if labels is not None and (known := labels >= 0).any():
+    agreement = cost.pop("top1_agreement")
+    cost["agreement"] = _variance_kept(expected, found) if embeddings else agreement
+    known = np.flatnonzero(labels >= 0) if labels is not None else np.empty(0, np.int64)
+    if labels is not None and len(known) > 1:
         for name, answers in (("accuracy_float32", expected), ("accuracy", found)):
-            cost[name] = float((answers.argmax(1) == labels)[known].mean())
+            if embeddings:
+                bank, queries = known[::2], known[1::2]
+                classes = weighted_knn(answers[bank], labels[bank], answers[queries])
+                cost[name] = float((classes == labels[queries]).mean())
+            else:
+                cost[name] = float((answers.argmax(1) == labels)[known].mean())
     return cost
 
 
+def _variance_kept(expected: np.ndarray, found: np.ndarray) -> float:
+    lost = np.square(expected - found, dtype=np.float64).sum()
+    return float(1 - lost / max(np.square(expected - expected.mean(0), dtype=np.float64).sum(), 1e-12))
+
+
 def check_cost(kind: str, precision: str, cost: dict[str, float], allowed: float) -> None:
-    """Refuse a cost beyond what is allowed: of accuracy, and where that is not known, of agreement in the best class.
+    """Refuse a cost beyond what is allowed: of accuracy, and where that is not known, of agreement.
 
     Raises:
         CheckFailed: the cost is higher.
     """
     labelled = "accuracy" in cost
-    drop = cost["accuracy_float32"] - cost["accuracy"] if labelled else 1 - cost["top1_agreement"]
+    drop = cost["accuracy_float32"] - cost["accuracy"] if labelled else 1 - cost["agreement"]
     if not drop <= allowed:
         what = "accuracy on held-out images" if labelled else "agreement with float32 on held-out images"
         raise CheckFailed(
