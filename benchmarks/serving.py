@@ -1,6 +1,7 @@
 """Serving: the embedded Triton server against FastAPI + onnxruntime, and onnxruntime in this process.
 
-Servers and load generator share the cores; all are measured in turns within one run of three minutes.
+Servers and load generator share the cores; all are measured in turns within one run of four minutes. The options
+of export (precision, response cache, warm-up) are measured over the same model without.
 
 python benchmarks/serving.py [--seconds 2.5] [--rounds 2] [--json]
 """
@@ -18,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,12 @@ from serving.client import Client
 from serving.load import Load, measure, measure_direct, measure_http, raw_request, triton_request
 from serving.repository import MODEL, model_config, write_model
 from serving.server import EmbeddedTriton
+from serving.timing import milliseconds
 from unlabeled.errors import CheckFailed
 from unlabeled.export.models import Served, ServedClassifier, ServedEncoder
 from unlabeled.export.onnx import OnnxModel, onnx_bytes
 from unlabeled.export.parity import BATCH_SIZES, difference, torch_outputs
+from unlabeled.export.quantize import reduce_precision
 from unlabeled.nets.encoder import Encoder
 
 # name: encoder, bar of the throughput at 32 clients over FastAPI's
@@ -101,7 +105,7 @@ def direct(path: Path, images: np.ndarray, seconds: float) -> Load:
     )  # fmt: skip
 
 
-def row(what: str, value: float, bar: float, passed: bool, **loads: Any) -> dict[str, Any]:
+def row(what: str, value: float, bar: float | None, passed: bool, **loads: Any) -> dict[str, Any]:
     return {"what": what, "value": value, "bar": bar, "passed": passed, **loads}
 
 
@@ -109,10 +113,7 @@ def speed(folder: Path, name: str, seconds: float, rounds: int) -> list[dict[str
     """Measure one model; the rounds of all that is compared alternate."""
     encoder, bar = SETUPS[name]
     served = ServedEncoder(encoder).eval()
-    config = model_config(
-        "encoder", served.image_shape[0], served.output, encoder.feature_dim, max_batch_size=64
-    )
-    write_model(folder, config, onnx_bytes(served))
+    write_model(folder, _config("encoder", served), onnx_bytes(served))
     path = folder / "encoder" / MODEL
     image, batch = images_like(served, 1), images_like(served, 64)
     loads: dict[str, list[Load]] = defaultdict(list)
@@ -147,6 +148,45 @@ def speed(folder: Path, name: str, seconds: float, rounds: int) -> list[dict[str
         row(f"{name}, 32 clients: p99 of Triton over FastAPI's", tail, P99_BAR, tail <= P99_BAR),
         row(f"{name}, {what}: Triton over onnxruntime, images/s", over_direct, direct_bar, over_direct >= direct_bar),
     ]  # fmt: skip
+
+
+def options(folder: Path, name: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Measure what each option of export brings to one model, at 32 clients over the same model without."""
+    encoder, _ = SETUPS[name]
+    served = ServedEncoder(encoder).eval()
+    exact, image = onnx_bytes(served), images_like(served, 1)
+    models = {"float32": exact, "response_cache": exact}
+    models |= {kind: reduce_precision(exact, kind, images_like(served, 64)) for kind in ("int8", "float16")}
+    for model, content in models.items():
+        cached = model == "response_cache"
+        write_model(folder / "options", _config(model, served, response_cache=cached), content)
+    loads: dict[str, list[Load]] = defaultdict(list)
+    with EmbeddedTriton(folder / "options") as triton:
+        for _ in range(rounds):
+            for model in models:
+                loads[model].append(measure(triton.grpc_url, model, image, 32, seconds, 0.5))
+    found = {model: best(value) for model, value in loads.items()}
+    rows = [
+        row(f"{name}, 32 clients: {model} over float32, images/s", rate(load) / rate(found["float32"]), None, True)
+        for model, load in found.items()
+        if model != "float32"
+    ]  # fmt: skip
+    rows[0]["loads"] = {model: vars(load) for model, load in found.items()}
+    first = {}
+    for warmup in ((), (64,)):
+        repository = folder / f"warmed-{len(warmup)}"
+        write_model(repository, _config("encoder", served, warmup=warmup), exact)
+        with EmbeddedTriton(repository) as triton, Client(triton.grpc_url) as client:
+            ask = partial(client.infer, "encoder")
+            first[warmup] = float(milliseconds(ask, images_like(served, 64), 1)[0])
+    told = f"{name}, first request of 64 images: {first[()]:.1f} ms, warmed {first[(64,)]:.1f} ms; ratio"
+    return [*rows, row(told, first[()] / first[(64,)], None, True)]
+
+
+def _config(name: str, served: Served, **options: Any) -> Any:
+    channels, *side = served.image_shape
+    size = served.encoder.feature_dim
+    return model_config(name, channels, served.output, size, max_batch_size=64, side=side, **options)
 
 
 def rate(load: Load) -> float:
@@ -187,13 +227,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(SETUPS):
             rows += speed(Path(folder) / str(number), name, arguments.seconds, arguments.rounds)
+            rows += options(Path(folder) / f"{number}-options", name, arguments.seconds, arguments.rounds)
         rows.append(parity(Path(folder) / "parity"))
     if arguments.json:
         print(json.dumps({"cores": CORES, "load": os.getloadavg(), "rows": rows}, indent=2))
     else:
         for found in rows:
-            passed = "ok" if found["passed"] else "MISSED"
-            print(f"{found['what']:<66} {found['value']:>9.3g}  bar {found['bar']:g}  {passed}")
+            bar = f"bar {found['bar']:g}  {'ok' if found['passed'] else 'MISSED'}" if found["bar"] else ""
+            print(f"{found['what']:<66} {found['value']:>9.3g}  {bar}")
             for key, load in found.get("loads", {}).items():
                 latency = f"p50 {load['p50_milliseconds']:>6.1f} ms  p99 {load['p99_milliseconds']:>6.1f} ms"
                 used = f"{load['own_cores']:.2f} cores in this process"

@@ -155,6 +155,9 @@ class EmbeddedTriton:
         stub = triton / "python_backend_stubs" / python["version"] / "triton_python_backend_stub"
         if not stub.is_file():
             raise InputError(f"{self.environment} holds no whole Triton server: run `make clean setup`")
+        # The Python backend starts its processes by a shell, which takes a space in the path for its end.
+        models = self.folder / "models"
+        models.symlink_to(self.repository)
         backends = self.folder / "backends"
         shutil.copytree(triton / "backends" / "python", backends / "python")
         shutil.copy(stub, backends / "python")
@@ -174,7 +177,7 @@ class EmbeddedTriton:
         }
         for last_attempt in (False, False, True):
             self.ports = {name: port or _free_port() for name, port in self.wanted_ports.items()}
-            command = self._command(triton / "bin" / "tritonserver", backends)
+            command = self._command(triton / "bin" / "tritonserver", models, backends)
             with self.log.open("wb") as log:
                 self.process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
@@ -186,7 +189,7 @@ class EmbeddedTriton:
             if last_attempt or "in use" not in self.log.read_text(errors="replace"):
                 raise InputError(f"Triton cannot serve {self.repository}: {self._errors()}")
 
-    def _command(self, server: Path, backends: Path) -> list[str]:
+    def _command(self, server: Path, models: Path, backends: Path) -> list[str]:
         cache = [
             f"--cache-config=local,size={CACHE_BYTES}",
             f"--cache-directory={server.parents[1] / 'caches'}",
@@ -195,7 +198,7 @@ class EmbeddedTriton:
         with_parent = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
         return [
             *with_parent, str(server),
-            f"--model-repository={self.repository}", f"--backend-directory={backends}",
+            f"--model-repository={models}", f"--backend-directory={backends}",
             "--model-control-mode=explicit", "--load-model=*",
             f"--backend-config=python,shm-region-prefix-name={self.region}",
             f"--http-address={HOST}", f"--http-port={self.ports['http']}",

@@ -14,6 +14,7 @@ import pytest
 from serving_fixtures import exported_run, region_processes
 
 from serving.check import check_serving
+from serving.client import Client
 from serving.index import Index
 from serving.repository import model_config, write_model
 from serving.server import EmbeddedTriton
@@ -40,6 +41,14 @@ def test_a_changed_byte_is_caught_before_serving(run, tmp_path):
     with pytest.raises(CheckFailed, match=r"encoder.*was changed"):
         check_serving(repository, run.index, tmp_path / "serving", Export())
     assert not (tmp_path / "serving").exists()
+
+
+def test_a_folder_of_any_name_is_served(run, tmp_path):
+    repository = tmp_path / "meine Läufe & $HOME" / "repository"
+    shutil.copytree(run.repository, repository)
+    with EmbeddedTriton(repository) as server, Client(server.grpc_url) as client:
+        answer = client.infer("encoder", Index(run.index).golden["images"][:1])
+    assert np.isfinite(answer["embedding"]).all()
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ class FewLabels(Section):
     flip: float = Field(0.5, ge=0, le=1, description="probability of a mirrored view")
     threshold: float = Field(0.95, gt=0, lt=1, description="probability from which on a prediction becomes a pseudo-label")
     rounds: int = Field(2, ge=1, description="rounds of Pseudo-Label after the first training")
-    radii: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0, 3.0), min_length=1, description="lengths of VAT's perturbation to choose from, of the image in [0, 1]")
+    radii: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.1, 0.3), min_length=1, description="lengths of VAT's perturbation to choose from, of the image in [0, 1]")
 
 
 class Export(Section):
