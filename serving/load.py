@@ -52,11 +52,7 @@ def measure(
     Raises:
         grpc.RpcError: a request failed.
     """
-    tensor = messages.ModelInferRequest.InferInputTensor(name="images", datatype="UINT8", shape=images.shape)
-    # Bytes in, bytes out: the generator shares the cores with the server, so it spends as little as it can.
-    request = messages.ModelInferRequest(
-        model_name=model, inputs=[tensor], raw_input_contents=[images.tobytes()]
-    ).SerializeToString()
+    request = grpc_request(model, images)
 
     async def run() -> Load:
         async with grpc.aio.insecure_channel(url, options=UNLIMITED) as channel:
@@ -88,6 +84,18 @@ def measure_http(
         return load
 
     return asyncio.run(run())
+
+
+def grpc_request(model: str, images: np.ndarray) -> bytes:
+    """Return the gRPC message that asks Triton for a model's answer, for the method `INFER`.
+
+    Once, as bytes: a generator shares the cores with the server, so it spends as little as it can.
+    """
+    tensor = messages.ModelInferRequest.InferInputTensor(name="images", datatype="UINT8", shape=images.shape)
+    request = messages.ModelInferRequest(
+        model_name=model, inputs=[tensor], raw_input_contents=[images.tobytes()]
+    )
+    return request.SerializeToString()
 
 
 def triton_request(model: str, images: np.ndarray) -> bytes:

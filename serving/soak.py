@@ -11,7 +11,7 @@ import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2 as messages
 
-from serving.load import INFER, UNLIMITED
+from serving.load import INFER, UNLIMITED, grpc_request
 
 START_SECONDS = 30.0
 
@@ -51,18 +51,7 @@ class Soak:
         self.url, self.clients = url, clients
         self.answers: list[Answer] = []
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
-        self._requests = {
-            model: messages.ModelInferRequest(
-                model_name=model,
-                inputs=[
-                    messages.ModelInferRequest.InferInputTensor(
-                        name="images", datatype="UINT8", shape=array.shape
-                    )
-                ],
-                raw_input_contents=[array.tobytes()],
-            ).SerializeToString()
-            for model, array in images.items()
-        }
+        self._requests = {model: grpc_request(model, array) for model, array in images.items()}
 
     def __enter__(self) -> "Soak":
         self._thread.start()

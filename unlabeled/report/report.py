@@ -29,7 +29,7 @@ def write_report(bundle: Path, output: Path) -> None:
     if not (bundle / "leaderboard.json").is_file():
         raise InputError(f"{bundle} is no run: leaderboard.json belongs there")
     filters = {"percent": percent, "number": number, "duration": duration}
-    write_bytes(output, fill(Path(__file__).with_name("template.html"), filters, _view(bundle)).encode())
+    write_bytes(output, fill(Path(__file__).with_name("run.html"), filters, _view(bundle)).encode())
 
 
 def _view(bundle: Path) -> dict[str, Any]:
