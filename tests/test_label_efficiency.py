@@ -22,13 +22,14 @@ from torch.nn import functional as F
 
 from pipelines.cli import main
 from pipelines.cluster.jobs import compile_pipeline
+from pipelines.commands import compare
 from pipelines.label_efficiency import label_efficiency
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
 from unlabeled.features import extract
 from unlabeled.files import read_json
 from unlabeled.nets.encoder import load_encoder
-from unlabeled.parameters import FewLabels, Parameters, SelfLabel
+from unlabeled.parameters import FewLabels, Parameters, SelfLabel, validated
 from unlabeled.probes.classifier import Classifier
 from unlabeled.probes.few_labels.comparison import Comparison, summarise
 from unlabeled.probes.few_labels.fixmatch import FixMatch
@@ -530,6 +531,13 @@ def test_bad_input_ends_with_2_and_one_line(
         main()
     told = capsys.readouterr().err
     assert ended.value.code == 2 and words in told and told.count("\n") == 1
+
+
+def test_rows_that_need_no_pretraining_can_be_asked_for_alone(tmp_path: Path) -> None:
+    asked = Parameters(data="digits", seed=0)
+    arguments = compare._arguments(asked, "vat, supervised", tmp_path)
+    assert arguments["groups"] == [{"name": "scratch", "methods": ["vat", "supervised"]}]
+    assert validated(Parameters, json.loads(arguments["parameters"])).few_labels == asked.few_labels
 
 
 def test_the_compiled_pipeline_loops_over_groups_and_keys_every_step(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ def _arguments(wanted: Any, methods: str | None, cache: Path) -> dict[str, Any]:
     threads = wanted.training.threads or max(
         1, len(os.sched_getaffinity(0)) // min(len(grouped), PARALLEL_METHODS)
     )
-    signals = tuple(signal for signal in grouped if signal)
+    # Rows from random weights name no signal, and a run's parameters need one.
+    signals = tuple(signal for signal in grouped if signal) or wanted.methods
     asked = wanted.model_copy(
         update={"methods": signals, "training": wanted.training.model_copy(update={"threads": threads})}
     )
