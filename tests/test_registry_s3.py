@@ -7,12 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
+from git_server import git_server
 from lineage_bundle import record_run
+from served_bundle import head, serve
 from test_registry import no_export  # noqa: F401  (a fixture)
 
-from unlabeled.digest import tree_digest
+from serving.follow import bring
+from serving.index import Index
+from unlabeled.digest import file_digest, tree_digest
 from unlabeled.errors import InputError
 from unlabeled.lineage.audit import audit
+from unlabeled.lineage.promotion import at_stage, promote
 from unlabeled.lineage.registry import Registry
 from unlabeled.lineage.verification import verify
 
@@ -64,6 +69,36 @@ def client():
     from botocore.session import Session
 
     return Session().create_client("s3")
+
+
+@pytest.mark.slow
+def test_a_promotion_comes_from_a_registry_of_two_urls(gateway, credentials, tmp_path):
+    """As in a cluster: git over HTTP, objects on S3; recorded, promoted and brought from three places."""
+    subprocess.run(["git", "init", "-q", "--bare", tmp_path / "hosted" / "runs.git"], check=True)
+    served = {run: serve(tmp_path / run, head(seed), head(seed)) for seed, run in enumerate(("one", "two"))}
+    repository = tmp_path / "models" / "repository"
+    with git_server(tmp_path / "hosted") as url:
+
+        def registry():
+            return Registry(f"{url}/runs.git", "s3://runs/promoted")
+
+        for seed, run in enumerate(served):
+            record_run(registry(), tmp_path / f"run-{run}", run, seed, served=served[run])
+        following, brought = registry(), []
+        for replaced, run in ((None, "one"), ("one", "two")):
+            promoting = registry()
+            holder = at_stage(promoting, "prod")
+            assert (holder and holder.run) == replaced
+            promotion = promote(promoting, run, "prod", holder)
+            following.refresh()
+            assert at_stage(following, "prod") == promotion
+            brought.append(bring(following, promotion, repository))
+    assert [number for number, _ in brought] == [1, 2]
+    for (number, index), bundle in zip(brought, served.values(), strict=True):
+        assert index.models == Index(bundle / "index").models
+        for kind in index.models:
+            recorded = bundle / "repository" / kind / "1" / "model.onnx"
+            assert file_digest(repository / kind / str(number) / "model.onnx") == file_digest(recorded)
 
 
 @pytest.mark.slow
