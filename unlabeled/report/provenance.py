@@ -9,8 +9,8 @@ from unlabeled.files import read_json
 from unlabeled.lineage.chain import inputs, open_inputs
 
 # Pixels: width and height of a node, and the gaps between nodes.
-NODE_WIDTH, NODE_HEIGHT = 98, 44
-GAP_X, GAP_Y = 22, 14
+NODE_WIDTH, NODE_HEIGHT = 106, 44
+GAP_X, GAP_Y = 13, 14
 
 
 def lineage(path: Path) -> dict[str, Any] | None:
