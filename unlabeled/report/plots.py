@@ -96,7 +96,8 @@ def sweep(rows: Sequence[Mapping[str, float]], suggested: int) -> Markup:
             )
         axes.errorbar(
             ks, [row["criterion"] for row in rows], [row["error"] for row in rows],
-            color=ACCENT, marker="o", markersize=5, linewidth=1.6, elinewidth=1, label="criterion: the difference",
+            color=ACCENT, marker="o", markersize=5, linewidth=1.6, elinewidth=1,
+            label="criterion: the difference × (1 – 1 / clusters)",
         )  # fmt: skip
         axes.axvline(suggested, color=WARM, linewidth=1, label=f"suggested: {suggested}")
         axes.set(xlabel="clusters", ylabel="adjusted Rand index")
