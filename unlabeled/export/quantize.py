@@ -146,21 +146,26 @@ def accuracy_cost(
     cost = difference(expected, found)
     agreement = cost.pop("top1_agreement")
     cost["agreement"] = _variance_kept(expected, found) if embeddings else agreement
-    known = np.flatnonzero(labels >= 0) if labels is not None else np.empty(0, np.int64)
-    if labels is not None and len(known) > 1:
-        for name, answers in (("accuracy_float32", expected), ("accuracy", found)):
-            if embeddings:
-                bank, queries = known[::2], known[1::2]
-                classes = weighted_knn(answers[bank], labels[bank], answers[queries])
-                cost[name] = float((classes == labels[queries]).mean())
-            else:
-                cost[name] = float((answers.argmax(1) == labels)[known].mean())
+    if labels is not None and (known := np.flatnonzero(labels >= 0)).size > 1:
+        accuracy = _neighbours_accuracy if embeddings else _accuracy
+        cost["accuracy_float32"], cost["accuracy"] = (
+            accuracy(answers[known], labels[known]) for answers in (expected, found)
+        )
     return cost
 
 
 def _variance_kept(expected: np.ndarray, found: np.ndarray) -> float:
     lost = np.square(expected - found, dtype=np.float64).sum()
     return float(1 - lost / max(np.square(expected - expected.mean(0), dtype=np.float64).sum(), 1e-12))
+
+
+def _accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    return float((probabilities.argmax(1) == labels).mean())
+
+
+def _neighbours_accuracy(embeddings: np.ndarray, labels: np.ndarray) -> float:
+    found = weighted_knn(embeddings[::2], labels[::2], embeddings[1::2])
+    return float((found == labels[1::2]).mean())
 
 
 def check_cost(kind: str, precision: str, cost: dict[str, float], allowed: float) -> None:
