@@ -11,6 +11,7 @@ from git_server import git_server
 from lineage_bundle import record_run
 from served_bundle import head, serve
 from test_registry import no_export  # noqa: F401  (a fixture)
+from tls_proxy import https, self_signed
 
 from serving.follow import bring
 from serving.index import Index
@@ -72,15 +73,27 @@ def client():
 
 
 @pytest.mark.slow
-def test_a_promotion_comes_from_a_registry_of_two_urls(gateway, credentials, tmp_path):
-    """As in a cluster: git over HTTP, objects on S3; recorded, promoted and brought from three places."""
+def test_a_promotion_comes_from_a_registry_of_two_urls(gateway, credentials, monkeypatch, tmp_path):
+    """As in a cluster: git and objects on S3, both by HTTPS; recorded, promoted and brought from three places."""
+    certificate = self_signed(tmp_path / "certificate.pem")
     subprocess.run(["git", "init", "-q", "--bare", tmp_path / "hosted" / "runs.git"], check=True)
     served = {run: serve(tmp_path / run, head(seed), head(seed)) for seed, run in enumerate(("one", "two"))}
     repository = tmp_path / "models" / "repository"
-    with git_server(tmp_path / "hosted") as url:
+    with (
+        git_server(tmp_path / "hosted") as plain,
+        https(plain, certificate) as url,
+        https(gateway[0], certificate) as store,
+    ):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store)
 
         def registry():
             return Registry(f"{url}/runs.git", "s3://runs/promoted")
+
+        # Neither is trusted before its authority is named.
+        for authority in ("GIT_SSL_CAINFO", "AWS_CA_BUNDLE"):
+            with pytest.raises(InputError, match="certificate"):
+                record_run(registry(), tmp_path / f"before-{authority}", "untrusted", 0)
+            monkeypatch.setenv(authority, str(certificate))
 
         for seed, run in enumerate(served):
             record_run(registry(), tmp_path / f"run-{run}", run, seed, served=served[run])

@@ -4,6 +4,7 @@ Objects are named by their md5, as DVC names them, so that `dvc pull`, `dvc get`
 anywhere. DVC itself is content that an object is there; here every object is read back.
 """
 
+import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,6 +35,9 @@ class Store:
         from dvc_data.hashfile.db import get_odb
 
         self.url = url
+        # By HTTPS botocore would send a checksum after the content, which not every S3 server takes (JuiceFS, MinIO and
+        # Ceph of some age). Whatever is sent is read back and its digest compared anyway.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         try:
             config = Config()
             config["remote"].setdefault(REMOTE, {})["url"] = url
