@@ -19,7 +19,8 @@ def contrastive_view(
     blur: float = 0.3,
     blur_sigma: float = 0.04,
 ) -> Tensor:
-    """Return a random view of each image: crop, colour jitter, gray, blur, as SimCLR has them (Chen et al. 2020).
+    """Return a random view of each image: crop, colour jitter, gray, blur, as SimCLR has them (Chen et al. 2020), but the
+    jitter, which they leave out in a fifth of the views.
 
     Args:
         images: uint8 (B, C, H, W).
