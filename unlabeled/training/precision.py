@@ -19,7 +19,7 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 
 def nets_of(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the nets that a module is made of: its children, and those of its lists, which are never called themselves."""
+    """Yield the nets that a module is made of: its children, and those in its lists, which nobody calls."""
     for child in module.children():
         yield from child if isinstance(child, nn.ModuleList) else (child,)
 

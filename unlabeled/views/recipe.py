@@ -19,8 +19,9 @@ def contrastive_view(
     blur: float = 0.3,
     blur_sigma: float = 0.04,
 ) -> Tensor:
-    """Return a random view of each image: crop, colour jitter, gray, blur, as SimCLR has them (Chen et al. 2020), but the
-    jitter, which they leave out in a fifth of the views.
+    """Return a random view of each image: crop, colour jitter, gray, blur, as SimCLR has them (Chen et al. 2020).
+
+    The jitter alone differs: they leave it out in a fifth of the views.
 
     Args:
         images: uint8 (B, C, H, W).
