@@ -49,7 +49,7 @@ def training(
     """Every step takes the digests of data and code, so that no cache can serve a result of other data or code.
 
     Args:
-        run: name under which the run is recorded.
+        run: name under which the run is recorded; `{job}` in it becomes the beginning of KFP's id of the run.
         source: what `ingest` reads.
         data_digest: DVC's digest of the source.
         code_digest: digest of the four packages.
@@ -116,6 +116,7 @@ def training(
 
     recorded = record(
         run=run,
+        job=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         source=source,
         parameters=parameters,
         reference=reference,

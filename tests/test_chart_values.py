@@ -61,6 +61,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"monitoring": {"rules": {"errorShare": 1}}}, "errorShare"),
     ({"monitoring": {"rules": {"queueMilliseconds": 0}}}, "queueMilliseconds"),
     ({"schedule": {"cron": "0 3 * * *"}}, "cron"),
+    ({"schedule": {"name": "Fashion nightly"}}, "name"),
     ({"schedule": {"host": "ml-pipeline:8888"}}, "host"),
     ({"schedule": {"dataDigest": "abc"}}, "dataDigest"),
     ({"schedule": {"drift": {"cron": "0 6 * * *"}}}, "cron"),

@@ -15,9 +15,11 @@ import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
+from lineage_bundle import run_steps
 from pipelines_server import PipelinesServer, serve
 
 from components.pretrain.train_job import VARIABLE, TrainJob
+from components.record.component import record
 from pipelines import cli
 from pipelines.ablation import ablation
 from pipelines.cluster.cron import check_cron
@@ -27,8 +29,10 @@ from pipelines.drift import drift_watch
 from pipelines.label_efficiency import label_efficiency
 from pipelines.training import training
 from unlabeled import progress
-from unlabeled.digest import code_digest, json_digest
+from unlabeled.digest import code_digest, dvc_digest, json_digest
 from unlabeled.errors import InputError
+from unlabeled.lineage.registry import Registry
+from unlabeled.lineage.step import Artifact
 from unlabeled.workspace import CACHE
 
 ROOT = Path(__file__).parents[1]
@@ -376,7 +380,53 @@ def test_the_commands_speak_to_the_server(
     # As many threads as the step has cores, however many this machine has.
     assert parameters["threads"] == parameters["training_parameters"]["threads"] == STEPS["pretrain"].cpu
     assert VARIABLE in json.dumps(run["pipeline_spec"]) and VARIABLE not in json.dumps(again["pipeline_spec"])
-    assert again["runtime_config"]["parameters"]["run"] == "nightly-[[ScheduledTime]]"
+    assert again["runtime_config"]["parameters"]["run"] == "nightly-{job}"
+
+
+def test_each_run_of_a_schedule_is_recorded_under_a_name_of_its_own(tmp_path: Path) -> None:
+    compile_pipeline(tmp_path / "pipeline.yaml")
+    given = documents(tmp_path / "pipeline.yaml")[0]["root"]["dag"]["tasks"]["record"]["inputs"]["parameters"]
+    # The server replaces this constant where it is the whole value, and only there.
+    assert given["job"] == {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
+    registry = Registry.embedded(tmp_path / "registry")
+    artifacts = run_steps(tmp_path / "steps", size=20)
+    several = {
+        kind: [artifacts[name] for name in sorted(artifacts) if re.fullmatch(rf"methods/\w+/{kind}", name)]
+        for kind in ("model", "labels", "evaluation")
+    }
+    for job in ("0a1b2c3d-17f5-4c2e", "99887766-17f5-4c2e", "99887766-17f5-4c2e"):
+        record.python_func(
+            run="nightly-{job}",
+            job=job,
+            source="mini",
+            parameters="{}",
+            reference="",
+            registry=registry.url,
+            remote=registry.remote,
+            data_digest=dvc_digest(artifacts["raw"].path),
+            code_digest=code_digest(),
+            models=several["model"],
+            labels=several["labels"],
+            evaluations=several["evaluation"],
+            model_labels=artifacts["labels"],
+            bundle=Artifact(str(tmp_path / f"bundle-{time.monotonic_ns()}")),
+            **{name: one for name, one in artifacts.items() if "/" not in name and name != "labels"},
+        )
+    # A step that is tried again has the same id.
+    assert {row["run"] for row in registry.runs()} == {"nightly-0a1b2c3d", "nightly-99887766"}
+
+
+def test_a_schedule_whose_name_cannot_name_a_run_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    records = ("--registry", "https://git.example.com/runs.git", "--remote", "s3://runs/store")
+    with serve(PipelinesServer()) as server:
+        options = ("--cron", "0 0 3 * * *", "--host", server.host, "--name", "Fashion nightly")
+        code, out, error = unlabeled(
+            monkeypatch, capsys, "schedule", "--profile", "smoke", *records, *options
+        )
+    assert (code, out) == (2, "") and server.requests == []
+    assert "cannot name a run" in error and error.count("\n") == 1
 
 
 def test_the_watch_is_scheduled_beside_the_training(

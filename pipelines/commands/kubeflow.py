@@ -119,6 +119,7 @@ def schedule(
 ) -> None:  # fmt: skip
     """Run a pipeline on Kubeflow again and again."""
     from pipelines.cluster.cron import check_cron
+    from unlabeled.lineage.commit import check_name
 
     check_cron(cron)
     asked = parameters_of(profile, data, methods, seed, set_, parameters)
@@ -128,13 +129,15 @@ def schedule(
         _, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim)
     else:
         name = name or "unlabeled"
+        check_name(f"{name}-0")
         _, arguments, cluster = _request(
             asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
         )
 
     from pipelines.cluster.jobs import schedule as repeat
 
-    arguments = {"run": f"{name}-[[ScheduledTime]]"} | arguments
+    # Every run of a schedule has these arguments: `record` puts KFP's id of the run in place of the last word.
+    arguments = {"run": f"{name}-{{job}}"} | arguments
     print(repeat(host, experiment, name, cron, arguments, namespace, cluster, _pipeline(pipeline)))
 
 
