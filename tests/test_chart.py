@@ -15,7 +15,10 @@ import kubernetes_validate
 import pytest
 from chart_rendering import CHART, CUSTOM, URLS, VALUES, container, pod_specs, render, serving_pod
 from lineage_bundle import record_run
+from pipelines_server import PipelinesServer, serve
 
+from components.pretrain.train_job import VARIABLE
+from pipelines import cli
 from unlabeled.digest import tree_digest
 from unlabeled.lineage.promotion import promote
 from unlabeled.lineage.registry import Registry
@@ -301,6 +304,8 @@ def test_schedule_calls_the_command_line_with_a_projected_token(chart: helm.Char
     assert not {kind for kind, _ in objects} & {"Deployment", "Service"}
     job = objects["Job", "-schedule"]
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
+    # A sidecar that goes on after the containers would keep the hook from ever finishing.
+    assert job["spec"]["template"]["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
     [pod] = pod_specs(job)
     schedule = container(pod, "schedule")
     assert schedule["args"] == [
@@ -309,7 +314,7 @@ def test_schedule_calls_the_command_line_with_a_projected_token(chart: helm.Char
         "--host=http://ml-pipeline.kubeflow.svc.cluster.local:8888",
         "--namespace=ml",
         "--experiment=unlabeled",
-        "--profile=gpu",
+        "--profile=cpu",
         f"--registry={URLS['git']}",
         f"--remote={URLS['remote']}",
         "--workspace=/tmp/workspace",
@@ -339,6 +344,29 @@ def test_schedule_options_exist(chart: helm.Chart) -> None:
         [pod] = pod_specs(render(chart, VALUES[case])["Job", "-schedule"])
         for found in pod["containers"]:
             assert {argument.split("=")[0] for argument in found["args"]} <= known
+
+
+def test_the_schedule_asks_for_what_its_steps_need(
+    chart: helm.Chart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rendered Job's own arguments, given to the command line, before a server."""
+    asked = {"profile": "gpu", "gpus": 2, "cacheClaim": "checkpoints", "runtime": "fashion-unlabeled"}
+    values = {**VALUES["schedule"], "schedule": {"enabled": True, "namespace": "vision", **asked}}
+    [pod] = pod_specs(render(chart, values)["Job", "-schedule"])
+    found = container(pod, "schedule")
+    with serve(PipelinesServer(namespaces=("vision",))) as server:
+        monkeypatch.setattr(sys, "argv", [*found["command"], *found["args"], f"--host={server.host}"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert not ended.value.code
+    [made] = server.recurring_runs.values()
+    [trains] = [
+        executor["container"]
+        for name, executor in made["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"].items()
+        if name == "exec-pretrain"
+    ]
+    [job] = [json.loads(one["value"]) for one in trains["env"] if one["name"] == VARIABLE]
+    assert (job["gpus"], job["claim"], job["runtime"]) == (2, "checkpoints", "fashion-unlabeled")
 
 
 def test_drift_is_scheduled_beside_the_training_for_the_run_that_is_served(chart: helm.Chart) -> None:
