@@ -1,6 +1,8 @@
 """The pipeline: from a source of images to a served, recorded, reported model."""
 
-from typing import NamedTuple
+import functools
+import inspect
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
@@ -11,6 +13,7 @@ from components.evaluate.component import evaluate
 from components.export.component import export
 from components.finetune.component import finetune
 from components.ingest.component import ingest
+from components.pin.component import pin
 from components.pretrain.component import pretrain
 from components.record.component import record
 from components.report.component import report
@@ -138,3 +141,14 @@ def training(
     recorded.set_caching_options(enable_caching=False)
     page = report(bundle=recorded.outputs["bundle"], **common)
     return Outputs(bundle=recorded.outputs["bundle"], report=page.outputs["report"])
+
+
+@dsl.pipeline(name=training.name, description=training.description)
+@functools.wraps(training.pipeline_func)
+def training_on_fresh_data(*arguments: Any) -> Any:
+    """The same for a schedule: a digest or a reference that is empty is found anew when a run starts."""
+    asked = inspect.signature(training.pipeline_func).bind(*arguments).arguments
+    taken = pin.component_spec.inputs.keys()
+    pinned = pin(**{name: asked[name] for name in taken})
+    pinned.set_caching_options(enable_caching=False)
+    return training.pipeline_func(**{**asked, **pinned.outputs})

@@ -15,9 +15,10 @@ import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
-from lineage_bundle import run_steps
+from lineage_bundle import record_run, run_steps
 from pipelines_server import PipelinesServer, serve
 
+from components.pin.component import pin
 from components.pretrain.train_job import VARIABLE, TrainJob
 from components.record.component import record
 from pipelines import cli
@@ -27,7 +28,7 @@ from pipelines.cluster.jobs import compile_pipeline, schedule, submit
 from pipelines.cluster.resources import RETRIES, STEPS, WAITING, Cluster
 from pipelines.drift import drift_watch
 from pipelines.label_efficiency import label_efficiency
-from pipelines.training import training
+from pipelines.training import training, training_on_fresh_data
 from unlabeled import progress
 from unlabeled.digest import code_digest, dvc_digest, json_digest
 from unlabeled.errors import InputError
@@ -122,7 +123,9 @@ def test_the_watch_finds_logs_on_the_claim(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pipeline", [training, ablation, label_efficiency, drift_watch], ids=lambda one: one.name
+    "pipeline",
+    [training, training_on_fresh_data, ablation, label_efficiency, drift_watch],
+    ids=lambda one: one.name,
 )
 def test_steps_ask_for_what_the_table_gives_them(pipeline: Any, tmp_path: Path) -> None:
     local = json_format.MessageToDict(pipeline.pipeline_spec)
@@ -414,6 +417,63 @@ def test_each_run_of_a_schedule_is_recorded_under_a_name_of_its_own(tmp_path: Pa
         )
     # A step that is tried again has the same id.
     assert {row["run"] for row in registry.runs()} == {"nightly-0a1b2c3d", "nightly-99887766"}
+
+
+def test_every_step_of_a_scheduled_run_takes_what_its_first_step_pins(tmp_path: Path) -> None:
+    compile_pipeline(tmp_path / "pipeline.yaml", training_on_fresh_data)
+    spec = documents(tmp_path / "pipeline.yaml")[0]
+    tasks = spec["root"]["dag"]["tasks"]
+    assert not tasks["pin"]["cachingOptions"].get("enableCache"), "what lies there changes under its name"
+    held = {"componentInputParameter": "data_digest"}, {"componentInputParameter": "reference"}
+    for name, task in tasks.items():
+        given = task["inputs"]["parameters"].values()
+        assert any(value in held for value in given) is (name == "pin"), name
+    assert tasks["validate"]["inputs"]["parameters"]["reference"] == {
+        "taskOutputParameter": {"producerTask": "pin", "outputParameterKey": "reference"}
+    }
+    assert spec["pipelineInfo"]["name"] == "unlabeled-training", "the cache is the pipeline's"
+
+
+def test_the_pin_holds_what_it_is_given_and_finds_what_it_is_not(tmp_path: Path) -> None:
+    registry = Registry.embedded(tmp_path / "registry")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"one")
+
+    def pinned(source: str = str(folder), digest: str = "", reference: str = "") -> tuple[str, str]:
+        return pin.python_func(
+            source=source,
+            data_digest=digest,
+            reference=reference,
+            registry=registry.url,
+            remote=registry.remote,
+            code_digest=code_digest(),
+        )
+
+    before = pinned()
+    assert before == (dvc_digest(folder), "")
+    record_run(registry, tmp_path / "first", "mini-1")
+    (folder / "b.png").write_bytes(b"two")
+    assert pinned()[0] == dvc_digest(folder) != before[0]
+    assert pinned("mini", "0" * 32 + ".dir") == ("0" * 32 + ".dir", "mini-1")
+    assert pinned(digest="a", reference="mini-0") == ("a", "mini-0")
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 32 + ".dir"])
+def test_a_schedule_takes_the_data_of_the_day_unless_it_is_given_a_digest(
+    digest: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    records = ("--registry", "https://git.example.com/runs.git", "--remote", "s3://runs/store")
+    with serve(PipelinesServer()) as server:
+        options = ("--cron", "0 0 3 * * *", "--host", server.host, "--data-digest", digest)
+        # The folder is on the claim, not here.
+        data = ("--profile", "smoke", "--data", "/cache/images")
+        code, _, error = unlabeled(monkeypatch, capsys, "schedule", *data, *records, *options)
+    assert code == 0, error
+    (made,) = server.recurring_runs.values()
+    assert made["runtime_config"]["parameters"]["data_digest"] == digest
+    tasks = made["pipeline_spec"]["pipeline_spec"]["root"]["dag"]["tasks"]
+    assert ("pin" in tasks) is not bool(digest)
 
 
 def test_a_schedule_whose_name_cannot_name_a_run_is_not_made(

@@ -44,6 +44,7 @@ REPORT = Step(cpu=1, memory=2, hours=1)
 WAITING = Step(cpu=1, memory=2, hours=25)
 
 STEPS = {
+    "pin": DATA,
     "ingest": DATA,
     "validate": DATA,
     "check_validation": REPORT,
@@ -64,8 +65,8 @@ STEPS = {
     "drift": SERVING,
     "drift_alert": REPORT,
 }
-# They keep something between tries: fetched data, checkpoints. Drift finds there what applications log.
-CACHED = {"ingest", "pretrain", "compare_labels", "drift"}
+# They keep something between tries: fetched data, checkpoints. Data may lie there, and what applications log.
+CACHED = {"pin", "ingest", "pretrain", "compare_labels", "drift"}
 # A lost node or an evicted pod: any step may be done again, and a training goes on from its checkpoint.
 RETRIES, BACKOFF = 2, "30s"
 # Of the processes and loaders of one step; it counts as memory.

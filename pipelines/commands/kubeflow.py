@@ -49,6 +49,10 @@ Namespace = Annotated[str | None, typer.Option(help="Kubernetes namespace of the
 RegistryUrl = Annotated[str, typer.Option("--registry", help="Git URL of the registry.")]
 Remote = Annotated[str, typer.Option(help="URL of the registry's DVC remote.")]
 Digest = Annotated[str, typer.Option("--data-digest", help="DVC digest of data that is not on this machine.")]
+HeldDigest = Annotated[
+    str,
+    typer.Option("--data-digest", help="DVC digest to hold to; default: that of the data when a run starts."),
+]
 Gpus = Annotated[int, typer.Option(min=0, help="GPUs of a node that trains; 0: none.")]
 CacheClaim = Annotated[
     str, typer.Option(help="PersistentVolumeClaim for checkpoints; several nodes need one.")
@@ -94,7 +98,7 @@ def submit(
         name, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim)
     else:
         name, arguments, cluster = _request(
-            asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
+            asked, data_digest or None, registry, remote, gpus, cache_claim, runtime, workspace
         )
 
     from pipelines.cluster.jobs import submit as start
@@ -112,7 +116,7 @@ def schedule(
         typer.Option(help="Name of the recurring run; one of that name is replaced. Default: unlabeled[-drift]."),
     ] = None,
     experiment: Experiment = "unlabeled", namespace: Namespace = None, profile: Profile = "cpu",
-    data: Data = None, data_digest: Digest = "", methods: Methods = None, seed: Seed = None, set_: Set = None,
+    data: Data = None, data_digest: HeldDigest = "", methods: Methods = None, seed: Seed = None, set_: Set = None,
     parameters: ParametersFile = None, gpus: Gpus = 0, cache_claim: CacheClaim = "",
     runtime: Runtime = TORCH_RUNTIME, workspace: Workspace = DEFAULT_WORKSPACE,
     pipeline: Which = Pipeline.TRAINING, served: ServedRun = "", recent: RecentInputs = "", url: ServerUrl = "",
@@ -138,17 +142,19 @@ def schedule(
 
     # Every run of a schedule has these arguments: `record` puts KFP's id of the run in place of the last word.
     arguments = {"run": f"{name}-{{job}}"} | arguments
-    print(repeat(host, experiment, name, cron, arguments, namespace, cluster, _pipeline(pipeline)))
+    what = _pipeline(pipeline, fresh=not data_digest)
+    print(repeat(host, experiment, name, cron, arguments, namespace, cluster, what))
 
 
-def _pipeline(name: Pipeline) -> Any:
+def _pipeline(name: Pipeline, fresh: bool = False) -> Any:
+    """Return what is to run; fresh: on the data as they are when it starts."""
     if name == Pipeline.DRIFT:
         from pipelines.drift import drift_watch
 
         return drift_watch
-    from pipelines.training import training
+    from pipelines.training import training, training_on_fresh_data
 
-    return training
+    return training_on_fresh_data if fresh else training
 
 
 def _check_options(
@@ -188,7 +194,14 @@ def _watch(
 
 
 def _request(
-    asked: Any, digest: str, registry: str, remote: str, gpus: int, claim: str, runtime: str, workspace: Path
+    asked: Any,
+    digest: str | None,
+    registry: str,
+    remote: str,
+    gpus: int,
+    claim: str,
+    runtime: str,
+    workspace: Path,
 ) -> tuple[str, dict[str, Any], Any]:
     """Return the data's name, the pipeline's arguments without `run`, and what the cluster is to give."""
     from pipelines import request
