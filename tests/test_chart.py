@@ -351,6 +351,7 @@ def test_the_schedule_asks_for_what_its_steps_need(
 ) -> None:
     """The rendered Job's own arguments, given to the command line, before a server."""
     asked = {"profile": "gpu", "gpus": 2, "cacheClaim": "checkpoints", "runtime": "fashion-unlabeled"}
+    asked["secret"] = "registry-credentials"
     values = {**VALUES["schedule"], "schedule": {"enabled": True, "namespace": "vision", **asked}}
     [pod] = pod_specs(render(chart, values)["Job", "-schedule"])
     found = container(pod, "schedule")
@@ -366,6 +367,7 @@ def test_the_schedule_asks_for_what_its_steps_need(
         if name == "exec-pretrain"
     ]
     [job] = [json.loads(one["value"]) for one in trains["env"] if one["name"] == VARIABLE]
+    assert "registry-credentials" in json.dumps(made["pipeline_spec"]["platform_spec"])
     assert (job["gpus"], job["claim"], job["runtime"]) == (2, "checkpoints", "fashion-unlabeled")
 
 
@@ -380,7 +382,7 @@ def test_drift_is_scheduled_beside_the_training_for_the_run_that_is_served(chart
         "--set=drift.alpha=0.001",
     }
     assert own <= set(drift["args"])
-    where = ("--host", "--namespace", "--experiment", "--profile", "--registry", "--remote")
+    where = ("--secret", "--host", "--namespace", "--experiment", "--profile", "--registry", "--remote")
     for option in where:
         [one], [other] = (
             [argument for argument in made["args"] if argument.startswith(option + "=")]

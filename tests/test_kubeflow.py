@@ -25,7 +25,7 @@ from pipelines import cli
 from pipelines.ablation import ablation
 from pipelines.cluster.cron import check_cron
 from pipelines.cluster.jobs import compile_pipeline, schedule, submit
-from pipelines.cluster.resources import RETRIES, STEPS, WAITING, Cluster
+from pipelines.cluster.resources import CREDENTIALS, RETRIES, STEPS, WAITING, Cluster
 from pipelines.drift import drift_watch
 from pipelines.label_efficiency import label_efficiency
 from pipelines.training import training, training_on_fresh_data
@@ -171,6 +171,45 @@ def test_gpus_go_to_the_steps_that_use_them(tmp_path: Path) -> None:
         accelerator = containers[name]["resources"]["accelerator"]
         assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
     assert VARIABLE not in environment(containers["pretrain"])
+
+
+@pytest.mark.parametrize("pipeline", [training_on_fresh_data, drift_watch], ids=["training", "drift"])
+def test_the_steps_that_use_the_registry_have_its_credentials(pipeline: Any, tmp_path: Path) -> None:
+    compile_pipeline(tmp_path / "pipeline.yaml", pipeline, Cluster(secret="registry-credentials"))
+    _, settings = executors(tmp_path / "pipeline.yaml")
+    for name, one in settings.items():
+        source = (ROOT / "components" / name / "component.py").read_text()
+        if "registry: str" not in source:
+            assert "secretAsEnv" not in one, name
+            continue
+        (secret,) = one["secretAsEnv"]
+        # A registry by HTTPS and another by SSH need not have the same keys.
+        assert (secret["secretName"], secret["optional"]) == ("registry-credentials", True)
+        keys = {key["secretKey"]: key["envVar"] for key in secret["keyToEnv"]}
+        assert keys == {key: key for key in CREDENTIALS}
+
+
+def test_git_sends_the_credentials_that_a_pod_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.server_address[1]}"
+        monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", f"http.{url}/.extraHeader")
+        monkeypatch.setenv("GIT_CONFIG_VALUE_0", "Authorization: Basic dXNlcjp0b2tlbg==")
+        with pytest.raises(InputError):
+            Registry(f"{url}/runs.git", "s3://runs/store").runs()
+        listener.shutdown()
+    assert set(seen) == {"Basic dXNlcjp0b2tlbg=="}
 
 
 def test_for_several_nodes_pretraining_waits_and_the_nodes_get_what_it_asked_for(compiled: Path) -> None:
@@ -365,7 +404,16 @@ def test_the_commands_speak_to_the_server(
             code, out, error = unlabeled(monkeypatch, capsys, "submit", *request, *given)
             assert (code, out) == (2, ""), name
             assert words in error and error.count("\n") == 1, error
-        options = ("--host", server.host, "--namespace", "ml", "--cache-claim", "checkpoints")
+        options = (
+            "--host",
+            server.host,
+            "--namespace",
+            "ml",
+            "--cache-claim",
+            "checkpoints",
+            "--secret",
+            "store",
+        )
         nodes = ("--set", "pretrain.simclr.training.nodes=2", "--methods", "simclr")
         code, out, error = unlabeled(monkeypatch, capsys, "submit", *request, *options, *nodes)
         assert code == 0, error
@@ -382,6 +430,9 @@ def test_the_commands_speak_to_the_server(
     assert parameters["methods"][0]["training"] == {"nodes": 2}
     # As many threads as the step has cores, however many this machine has.
     assert parameters["threads"] == parameters["training_parameters"]["threads"] == STEPS["pretrain"].cpu
+    for started in (run, again):
+        settings = started["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]
+        assert settings["executors"]["exec-record"]["secretAsEnv"][0]["secretName"] == "store"
     assert VARIABLE in json.dumps(run["pipeline_spec"]) and VARIABLE not in json.dumps(again["pipeline_spec"])
     assert again["runtime_config"]["parameters"]["run"] == "nightly-{job}"
 
@@ -508,7 +559,7 @@ def test_the_watch_is_scheduled_beside_the_training(
             code, out, error = unlabeled(monkeypatch, capsys, "schedule", *records, *cron, *options)
             assert (code, out) == (2, ""), name
             assert words in error and error.count("\n") == 1, error
-        options = (*watch, "--set", "drift.alpha=0.001", "--seed", "3")
+        options = (*watch, "--set", "drift.alpha=0.001", "--seed", "3", "--secret", "registry-credentials")
         code, out, error = unlabeled(monkeypatch, capsys, "schedule", *records, *cron, *options)
         assert code == 0, error
         code, _, error = unlabeled(monkeypatch, capsys, "submit", *records, *cron[2:], *options)
@@ -527,6 +578,7 @@ def test_the_watch_is_scheduled_beside_the_training(
     )
     assert parameters["parameters"]["alpha"] == 0.001 and parameters["code_digest"] == code_digest()
     assert made["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "unlabeled-drift"
+    assert "registry-credentials" in json.dumps(made) and "registry-credentials" in json.dumps(submitted)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,16 @@ SHARED_MEMORY = "2Gi"
 # A run that hangs must not hold the schedule for ever.
 RUN_HOURS = 72
 CACHE_FOLDER = "/cache"
+# What git and AWS clients read from their environment; a Secret holds those that its registry asks for.
+CREDENTIALS = (
+    "GIT_CONFIG_COUNT",
+    "GIT_CONFIG_KEY_0",
+    "GIT_CONFIG_VALUE_0",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ class Cluster:
         cache_claim: PersistentVolumeClaim for fetched data and checkpoints, so that a retried training resumes;
             steps that run at once, on several nodes, all write to it. Empty: none.
         runtime: the Kubeflow Trainer runtime that several nodes, or several GPUs of one, train with.
+        secret: Secret with the registry's credentials, keys of CREDENTIALS. Empty: none.
 
     Raises:
         InputError: several nodes, and no claim.
@@ -95,6 +106,7 @@ class Cluster:
     nodes: int = 1
     cache_claim: str = ""
     runtime: str = "torch-distributed"
+    secret: str = ""
 
     def __post_init__(self) -> None:
         if self.train_jobs and not self.cache_claim:
@@ -138,6 +150,9 @@ def _settle(task: dsl.PipelineTask, cluster: Cluster) -> None:
     if cluster.cache_claim and name in CACHED:
         environment[CACHE] = CACHE_FOLDER
         kubernetes.mount_pvc(task, cluster.cache_claim, CACHE_FOLDER)
+    if cluster.secret and "registry" in task.component_spec.inputs:
+        keys = {key: key for key in CREDENTIALS}
+        kubernetes.use_secret_as_env(task, cluster.secret, keys, optional=True)
     if name == "pretrain" and cluster.train_jobs:
         environment[TRAIN_JOB] = json.dumps(asdict(_train_job(step, cluster)), sort_keys=True)
         step = WAITING

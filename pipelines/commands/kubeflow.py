@@ -58,6 +58,9 @@ CacheClaim = Annotated[
     str, typer.Option(help="PersistentVolumeClaim for checkpoints; several nodes need one.")
 ]
 Runtime = Annotated[str, typer.Option(help="Kubeflow Trainer runtime for several nodes.")]
+Secret = Annotated[
+    str, typer.Option(help="Secret with the registry's credentials, for the steps that use it.")
+]
 TORCH_RUNTIME = "torch-distributed"
 
 
@@ -73,11 +76,12 @@ def compile_(
     nodes: Annotated[int, typer.Option(min=1, help="The most nodes that training.nodes may ask for.")] = 1,
     cache_claim: CacheClaim = "",
     runtime: Runtime = TORCH_RUNTIME,
+    secret: Secret = "",
 ) -> None:
     """Compile the pipeline for Kubeflow."""
     from pipelines.cluster.jobs import Cluster, compile_pipeline
 
-    cluster = Cluster(gpus, nodes, cache_claim, runtime)
+    cluster = Cluster(gpus, nodes, cache_claim, runtime, secret)
     compile_pipeline(output, _pipeline(pipeline), cluster, kubernetes, namespace)
     print(output)
 
@@ -89,16 +93,16 @@ def submit(
     methods: Methods = None, seed: Seed = None, set_: Set = None, parameters: ParametersFile = None,
     gpus: Gpus = 0, cache_claim: CacheClaim = "", runtime: Runtime = TORCH_RUNTIME,
     workspace: Workspace = DEFAULT_WORKSPACE, pipeline: Which = Pipeline.TRAINING, served: ServedRun = "",
-    recent: RecentInputs = "", url: ServerUrl = "",
+    recent: RecentInputs = "", url: ServerUrl = "", secret: Secret = "",
 ) -> None:  # fmt: skip
     """Start one run on Kubeflow."""
     asked = parameters_of(profile, data, methods, seed, set_, parameters)
     _check_options(pipeline, data, data_digest, methods, gpus, served, recent, url)
     if pipeline == Pipeline.DRIFT:
-        name, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim)
+        name, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim, secret)
     else:
         name, arguments, cluster = _request(
-            asked, data_digest or None, registry, remote, gpus, cache_claim, runtime, workspace
+            asked, data_digest or None, registry, remote, gpus, cache_claim, runtime, secret, workspace
         )
 
     from pipelines.cluster.jobs import submit as start
@@ -120,6 +124,7 @@ def schedule(
     parameters: ParametersFile = None, gpus: Gpus = 0, cache_claim: CacheClaim = "",
     runtime: Runtime = TORCH_RUNTIME, workspace: Workspace = DEFAULT_WORKSPACE,
     pipeline: Which = Pipeline.TRAINING, served: ServedRun = "", recent: RecentInputs = "", url: ServerUrl = "",
+    secret: Secret = "",
 ) -> None:  # fmt: skip
     """Run a pipeline on Kubeflow again and again."""
     from pipelines.cluster.cron import check_cron
@@ -130,12 +135,12 @@ def schedule(
     _check_options(pipeline, data, data_digest, methods, gpus, served, recent, url)
     if pipeline == Pipeline.DRIFT:
         name = name or "unlabeled-drift"
-        _, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim)
+        _, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim, secret)
     else:
         name = name or "unlabeled"
         check_name(f"{name}-0")
         _, arguments, cluster = _request(
-            asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
+            asked, data_digest, registry, remote, gpus, cache_claim, runtime, secret, workspace
         )
 
     from pipelines.cluster.jobs import schedule as repeat
@@ -172,7 +177,7 @@ def _check_options(
 
 
 def _watch(
-    asked: Any, registry: str, remote: str, run: str, recent: str, url: str, claim: str
+    asked: Any, registry: str, remote: str, run: str, recent: str, url: str, claim: str, secret: str
 ) -> tuple[str, dict[str, Any], Any]:
     """Return the same as `_request`, for drift; its `run` is the one that is served."""
     from pipelines.cluster.resources import Cluster
@@ -190,7 +195,7 @@ def _watch(
         "parameters": asked.drift.model_dump(mode="json"),
         "seed": asked.seed,
     }
-    return "drift", arguments, Cluster(cache_claim=claim)
+    return "drift", arguments, Cluster(cache_claim=claim, secret=secret)
 
 
 def _request(
@@ -201,6 +206,7 @@ def _request(
     gpus: int,
     claim: str,
     runtime: str,
+    secret: str,
     workspace: Path,
 ) -> tuple[str, dict[str, Any], Any]:
     """Return the data's name, the pipeline's arguments without `run`, and what the cluster is to give."""
@@ -212,4 +218,8 @@ def _request(
     training = asked.training.model_copy(update={"threads": threads})
     asked = request.resolve(asked.model_copy(update={"training": training}), on_cluster=True)
     arguments = request.pipeline_arguments(asked, workspace / "cache", registry, remote, digest=digest)
-    return request.short_name(asked.data), arguments, Cluster(gpus, request.nodes(asked), claim, runtime)
+    return (
+        request.short_name(asked.data),
+        arguments,
+        Cluster(gpus, request.nodes(asked), claim, runtime, secret),
+    )

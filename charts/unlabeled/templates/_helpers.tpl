@@ -134,6 +134,9 @@ limits:
 - --registry={{ .Values.registry.git }}
 - --remote={{ .Values.registry.remote }}
 - --workspace=/tmp/workspace
+{{- with .Values.schedule.secret }}
+- --secret={{ . }}
+{{- end }}
 {{- end }}
 
 {{/* A container that makes a recurring run, without its name and arguments. */}}
