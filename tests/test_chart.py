@@ -116,6 +116,20 @@ def test_triton_is_probed_drained_and_reached(chart: helm.Chart) -> None:
     assert {"name": "shm", "mountPath": "/dev/shm"} in triton["volumeMounts"]
 
 
+def test_pods_that_follow_stay_in_the_service_while_they_load(chart: helm.Chart) -> None:
+    def seconds(case: str, probe: str) -> int:
+        found = container(serving_pod(render(chart, VALUES[case])), "triton")[probe]
+        return found["periodSeconds"] * found.get("failureThreshold", 3)
+
+    assert (
+        seconds("follow on a claim", "readinessProbe")
+        >= 180
+        > 30
+        >= seconds("run on a claim", "readinessProbe")
+    )
+    assert seconds("follow on a claim", "livenessProbe") <= 30
+
+
 def test_everything_selects_the_pods_and_only_them(chart: helm.Chart) -> None:
     objects = render(chart, VALUES["everything"])
     deployment = objects["Deployment", ""]
