@@ -242,6 +242,12 @@ def test_adapter_serves_the_metric_that_the_autoscaler_asks_for(chart: helm.Char
     spec = render(chart, VALUES["autoscaling"])["HorizontalPodAutoscaler", ""]["spec"]
     assert rule["name"] == {"as": spec["metrics"][0]["pods"]["metric"]["name"]}
     assert set(rule["resources"]["overrides"]) == {"namespace", "pod"}
+    # All waiting by all requests: a mean over the models would count those that nobody asks.
+    waited, requests = rule["metricsQuery"].split(" / ")
+    assert re.fullmatch(r"sum\(increase\(nv_inference_queue_duration_us\{\S+\)\) by \(<<.GroupBy>>\)", waited)
+    assert re.fullmatch(
+        r"\(1 \+ sum\(increase\(nv_inference_request_success\{\S+\)\) by \(<<.GroupBy>>\)\)", requests
+    )
     # Two scrapes at least have to lie in each range.
     ranges = [int(seconds) for seconds in re.findall(r"\[(\d+)s\]", rule["metricsQuery"])]
     schema = json.loads((CHART / "values.schema.json").read_text())
