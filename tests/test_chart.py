@@ -272,8 +272,9 @@ def test_network_is_closed_but_for_what_is_named(chart: helm.Chart) -> None:
     closed = render(chart, VALUES["run on a claim"])["NetworkPolicy", ""]["spec"]
     assert [rule["from"] for rule in closed["ingress"]] == [[{"podSelector": {}}]] * 2
     assert closed["egress"] == []
-    for source in ("run from URLs", "bucket"):
-        [fetching] = render(chart, VALUES[source])["NetworkPolicy", ""]["spec"]["egress"]
+    half = {"serving": {"run": "digits-1"}, "registry": {"git": URLS["git"], "claim": "registry"}}
+    for values in (VALUES["run from URLs"], VALUES["bucket"], half):
+        [fetching] = render(chart, values)["NetworkPolicy", ""]["spec"]["egress"]
         assert [port["port"] for port in fetching["ports"]] == [53, 53, 443]
 
 

@@ -108,6 +108,7 @@ def test_contradictions_are_told(chart: helm.Chart, values: dict[str, Any], word
     [
         (SERVED, "Triton serves run a as fashion-unlabeled.ml"),
         ({**SERVED, "serving": {"run": "a", "canary": {"enabled": True}}}, "name a serving.controlSecret"),
+        ({**SERVED, "service": {"type": "LoadBalancer"}}, "LoadBalancer: name networkPolicy.clients"),
         ({**SERVED, "monitoring": {"rules": {"enabled": True}}}, "Not made, for this cluster does not know"),
         (
             {"serving": {"enabled": False}, "registry": URLS, "schedule": {"enabled": True}},

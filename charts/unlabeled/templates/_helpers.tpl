@@ -87,9 +87,14 @@ limits:
   {{- end }}
 {{- end }}
 
-{{/* "true" where the registry is a folder, that is on the claim. */}}
+{{/* "true" where the registry, or one part of it, is a folder, that is on the claim. */}}
 {{- define "unlabeled.folder" -}}
 {{- if or (hasPrefix "/" .Values.registry.git) (hasPrefix "/" .Values.registry.remote) }}true{{ end -}}
+{{- end }}
+
+{{/* "true" where the registry, or one part of it, is a URL. */}}
+{{- define "unlabeled.url" -}}
+{{- if not (and (hasPrefix "/" .Values.registry.git) (hasPrefix "/" .Values.registry.remote)) }}true{{ end -}}
 {{- end }}
 
 {{- define "unlabeled.dns" -}}
