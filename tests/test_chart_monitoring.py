@@ -209,7 +209,11 @@ def test_monitor_scrapes_the_port_of_the_service(chart: helm.Chart) -> None:
 
 def test_custom_objects_are_made_only_where_they_are_known(chart: helm.Chart) -> None:
     values = {**VALUES["run on a claim"], "monitoring": {**MONITORING, "crds": "detect"}}
-    kinds = {kind for kind, _ in render(chart, values)}
+    objects = render(chart, values)
+    kinds = {kind for kind, _ in objects}
+    # No ServiceMonitor, so by annotation.
+    annotations = objects["Deployment", ""]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/scrape"] == "true"
     assert not kinds & {"ServiceMonitor", "PrometheusRule"} and "ConfigMap" in kinds
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from chart_rendering import CHART, CLAIM, URLS
 
+WATCHED = {"serviceMonitor": {"enabled": True}, "rules": {"enabled": True}}
 SERVED = {"serving": {"run": "a"}, "registry": CLAIM}
 
 
@@ -92,6 +93,7 @@ def test_schema_refuses(chart: helm.Chart, values: dict[str, Any], key: str) -> 
         ),
         ({**SERVED, "autoscaling": {"enabled": True, "minReplicas": 9}}, "minReplicas 9 is above"),
         ({"serving": {"enabled": False}, "schedule": {"enabled": True}}, "is a folder"),
+        ({**SERVED, "monitoring": {"rules": {"enabled": True}}}, "needs monitoring.serviceMonitor"),
         (
             {"registry": URLS, "schedule": {"enabled": True, "drift": {"enabled": True}}},
             "needs schedule.drift.recent",
@@ -109,7 +111,7 @@ def test_contradictions_are_told(chart: helm.Chart, values: dict[str, Any], word
         (SERVED, "Triton serves run a as fashion-unlabeled.ml"),
         ({**SERVED, "serving": {"run": "a", "canary": {"enabled": True}}}, "name a serving.controlSecret"),
         ({**SERVED, "service": {"type": "LoadBalancer"}}, "LoadBalancer: name networkPolicy.clients"),
-        ({**SERVED, "monitoring": {"rules": {"enabled": True}}}, "Not made, for this cluster does not know"),
+        ({**SERVED, "monitoring": WATCHED}, "Not made, for this cluster does not know"),
         (
             {"serving": {"enabled": False}, "registry": URLS, "schedule": {"enabled": True}},
             "Uninstalling the chart leaves it there",
