@@ -73,6 +73,21 @@ def test_objects_are_valid_on_older_and_newer_clusters(chart: helm.Chart, versio
         validate(found, version)
 
 
+def test_amounts_may_be_numbers(chart: helm.Chart) -> None:
+    amounts = {"requests": {"cpu": 2, "memory": 4294967296}, "limits": {"memory": 4294967296}}
+    values = {
+        **VALUES["autoscaling"],
+        "serving": {"run": "digits-1", "resources": amounts, "modelsSize": 4294967296},
+        "autoscaling": {"enabled": True, "target": 5000},
+    }
+    objects = render(chart, values)
+    for found in objects.values():
+        validate(found, "1.30")
+    assert container(serving_pod(objects), "triton")["resources"]["requests"]["cpu"] == 2
+    metric = objects["HorizontalPodAutoscaler", ""]["spec"]["metrics"][0]["pods"]
+    assert metric["target"]["averageValue"] == "5000"
+
+
 def test_every_template_is_rendered_by_some_values(chart: helm.Chart) -> None:
     rendered = {
         name

@@ -36,6 +36,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"serving": {"exitTimeoutSeconds": 0}}, "exitTimeoutSeconds"),
     ({"serving": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}, "limits"),
     ({"serving": {"resources": {"limits": {"memory": "much"}}}}, "memory"),
+    ({"serving": {"resources": {"requests": {"cpu": -1}}}}, "cpu"),
     ({"serving": {"sharedMemorySize": "lots"}}, "sharedMemorySize"),
     ({"serving": {"tolerations": [{"key": "a", "effect": "Never"}]}}, "effect"),
     ({"serving": {"affinity": {"nodeAfinity": {}}}}, "nodeAfinity"),
