@@ -75,7 +75,7 @@ def training(
         remote=remote,
         **common,
     )
-    # A step of its own: of one that fails, Kubeflow keeps nothing, not even the page of what failed.
+    # A step of its own: of one that fails, servers before 2.16 keep nothing, not even the page of what failed.
     accepted = check_validation(validation=validated.outputs["validation"], **common)
     floor = baselines(
         table=table,

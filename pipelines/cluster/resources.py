@@ -67,8 +67,11 @@ STEPS = {
 }
 # They keep something between tries: fetched data, checkpoints. Data may lie there, and what applications log.
 CACHED = {"pin", "ingest", "pretrain", "compare_labels", "drift"}
-# A lost node or an evicted pod: any step may be done again, and a training goes on from its checkpoint.
+# A program that fails, or an evicted pod: a step may be done again, and a training goes on from its checkpoint. A pod
+# that is gone with its node is an error to Argo, not a failure, and KFP leaves Argo to try only failures again.
 RETRIES, BACKOFF = 2, "30s"
+# Their failure is an answer, and the same each time.
+GATES = {"check_validation", "drift_alert"}
 # Of the processes and loaders of one step; it counts as memory.
 SHARED_MEMORY = "2Gi"
 # A run that hangs must not hold the schedule for ever.
@@ -163,7 +166,8 @@ def _settle(task: dsl.PipelineTask, cluster: Cluster) -> None:
     # The task's own setters do the same, and look through the whole stack each time: seconds, in a test.
     task.container_spec.resources = resources
     task.container_spec.env = {**environment, "OMP_NUM_THREADS": str(step.cpu)}
-    task.set_retry(RETRIES, backoff_duration=BACKOFF)
+    if name not in GATES:
+        task.set_retry(RETRIES, backoff_duration=BACKOFF)
     kubernetes.set_timeout(task, step.hours * 3600)
     kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
 
