@@ -333,7 +333,7 @@ def test_schedule_calls_the_command_line_with_a_projected_token(chart: helm.Char
     objects = render(chart, values)
     assert not {kind for kind, _ in objects} & {"Deployment", "Service"}
     job = objects["Job", "-schedule"]
-    assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade,post-rollback"
     # A sidecar that goes on after the containers would keep the hook from ever finishing.
     assert job["spec"]["template"]["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
     [pod] = pod_specs(job)

@@ -115,7 +115,7 @@ def test_contradictions_are_told(chart: helm.Chart, values: dict[str, Any], word
         ({**SERVED, "monitoring": WATCHED}, "Not made, for this cluster does not know"),
         (
             {"serving": {"enabled": False}, "registry": URLS, "schedule": {"enabled": True}},
-            "Uninstalling the chart leaves it there",
+            "disabling the schedule or renaming it leaves it there",
         ),
         (
             {"serving": {"enabled": False}, "trainer": {"enabled": True}},
