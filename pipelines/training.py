@@ -148,7 +148,6 @@ def training(
 def training_on_fresh_data(*arguments: Any) -> Any:
     """The same for a schedule: a digest or a reference that is empty is found anew when a run starts."""
     asked = inspect.signature(training.pipeline_func).bind(*arguments).arguments
-    taken = pin.component_spec.inputs.keys()
-    pinned = pin(**{name: asked[name] for name in taken})
+    pinned = pin(**{name: asked[name] for name in pin.component_spec.inputs})
     pinned.set_caching_options(enable_caching=False)
     return training.pipeline_func(**{**asked, **pinned.outputs})

@@ -530,17 +530,24 @@ def test_a_schedule_takes_the_data_of_the_day_unless_it_is_given_a_digest(
     assert ("pin" in tasks) is not bool(digest)
 
 
-def test_a_schedule_whose_name_cannot_name_a_run_is_not_made(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--name", "Fashion nightly"), "cannot name a run"),
+        (("--data", "fashion-mnits"), "did you mean 'fashion-mnist'"),
+    ],
+)
+def test_a_schedule_whose_runs_would_fail_is_not_made(
+    option: tuple[str, str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     records = ("--registry", "https://git.example.com/runs.git", "--remote", "s3://runs/store")
     with serve(PipelinesServer()) as server:
-        options = ("--cron", "0 0 3 * * *", "--host", server.host, "--name", "Fashion nightly")
+        options = ("--cron", "0 0 3 * * *", "--host", server.host, *option)
         code, out, error = unlabeled(
             monkeypatch, capsys, "schedule", "--profile", "smoke", *records, *options
         )
     assert (code, out) == (2, "") and server.requests == []
-    assert "cannot name a run" in error and error.count("\n") == 1
+    assert words in error and error.count("\n") == 1
 
 
 def test_the_watch_is_scheduled_beside_the_training(

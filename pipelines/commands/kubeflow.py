@@ -128,6 +128,7 @@ def schedule(
 ) -> None:  # fmt: skip
     """Run a pipeline on Kubeflow again and again."""
     from pipelines.cluster.cron import check_cron
+    from unlabeled.data import sources
     from unlabeled.lineage.commit import check_name
 
     check_cron(cron)
@@ -139,6 +140,8 @@ def schedule(
     else:
         name = name or "unlabeled"
         check_name(f"{name}-0")
+        if not data_digest and "/" not in asked.data:  # a name is known here, a path is one of the pods
+            sources.data_digest(asked.data, workspace / "cache")
         _, arguments, cluster = _request(
             asked, data_digest, registry, remote, gpus, cache_claim, runtime, secret, workspace
         )
