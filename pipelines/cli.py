@@ -20,6 +20,7 @@ from pipelines.options import (
     RunName,
     Seed,
     Set,
+    VerifyKey,
     Workspace,
     open_registry,
     open_workspace,
@@ -73,6 +74,7 @@ def run(
 
     from pipelines import display, local
     from pipelines.request import pipeline_arguments, resolve
+    from unlabeled.lineage import signature
     from unlabeled.lineage.reference import newest_of
     from unlabeled.lineage.registry import Registry
 
@@ -80,6 +82,7 @@ def run(
     registry = Registry.embedded(workspace / "registry")
     reference = newest_of(registry, asked.data)
     arguments = pipeline_arguments(asked, workspace / "cache", registry.url, registry.remote, reference)
+    signature.check_signing_key()
     folder = local.open_run(workspace, arguments)
     console = Console(stderr=True)
     console.print(f"run {folder.name}", highlight=False)
@@ -152,10 +155,7 @@ def show(
 def audit(
     run: RunName = "",
     rerun: Annotated[bool, typer.Option("--rerun", help="Execute the run again and compare bits.")] = False,
-    key: Annotated[
-        Path | None,
-        typer.Option(envvar="UNLABELED_VERIFY_KEY", help="Public key (PEM) that the record is signed with."),
-    ] = None,
+    key: VerifyKey = None,
     live: Annotated[
         str,
         typer.Option(metavar="HOST:PORT", help="Ask a running server (gRPC) whether it serves these models."),
@@ -172,21 +172,27 @@ def audit(
     opened = open_registry(workspace, registry, remote)
     name = find_run(opened, run)
     report = prove(opened, name, key)
-    if live:
-        from serving.live import live as ask
+    failure: Exception | None = None
+    try:
+        if live:
+            from serving.live import live as ask
 
-        report = ask(opened, name, report, live)
-    if rerun:
-        from rich.console import Console
+            report = ask(opened, name, report, live)
+        if rerun:
+            from rich.console import Console
 
-        from pipelines.rerun import rerun as reproduce
+            from pipelines.rerun import rerun as reproduce
 
-        report = reproduce(opened, name, report, Console(stderr=True))
+            report = reproduce(opened, name, report, Console(stderr=True))
+    except (CheckFailed, InputError) as error:
+        failure = error  # what was found before is told all the same
     if as_json:
         _print_json(report.to_json())
     else:
         for line in report.lines():
             print(line)
+    if failure:
+        raise failure
     raise typer.Exit(0 if report.proven else 1)
 
 

@@ -35,6 +35,12 @@ RunName = Annotated[
         help="A recorded run, its version or a stage, as encoder@v1.2.0 or encoder#prod; default: the newest.",
     ),
 ]
+VerifyKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", envvar="UNLABELED_VERIFY_KEY", help="Public key (PEM) that the record must be signed with."
+    ),
+]
 DEFAULT_WORKSPACE = Path("workspace")
 
 

@@ -13,9 +13,10 @@ import pytest
 from lineage_bundle import KINDS, flip, record_run
 from test_registry import recommit, stored
 
+from pipelines import cli
 from unlabeled.digest import json_digest
 from unlabeled.errors import CheckFailed, InputError
-from unlabeled.files import link_or_copy, read_json, write_json
+from unlabeled.files import json_bytes, link_or_copy, read_json, write_json
 from unlabeled.lineage.audit import Check, Report, audit, compare, same_environment
 from unlabeled.lineage.comparison import COMPUTING
 from unlabeled.lineage.git import git
@@ -241,7 +242,7 @@ def test_a_polished_leaderboard_is_named(own, no_export):
         if entry["name"] == "leaderboard.json":
             entry["digest"]["sha256"] = hashlib.sha256(content).hexdigest()
     record["digest"] = json_digest({key: value for key, value in record.items() if key != "digest"})
-    recommit(registry, "one", {"leaderboard.json": content, "record.json": json.dumps(record).encode()})
+    recommit(registry, "one", {"leaderboard.json": content, "record.json": json_bytes(record)})
     report = audit(registry, "one")
     assert named(report) == {("record", "leaderboard.json")}
     assert "`rows` is not what the artifacts say" in report.differences[0].what
@@ -347,6 +348,38 @@ def test_another_machine_is_not_comparable_and_the_steps_are_named(one, change, 
     [told] = reasons
     assert told.startswith(reason)
     assert record["predicate"]["steps"][3]["name"] in told
+
+
+def test_a_key_that_stands_twice_in_a_record_is_named(own, no_export):
+    registry, _ = own
+    content = registry.read("one", "record.json")
+    recommit(registry, "one", {"record.json": content.replace(b"{", b'{"predicate": {"forged": true},', 1)})
+    [difference] = audit(registry, "one").differences
+    assert (difference.file, difference.what) == (
+        "record.json", "is not written as a record is: a key may stand there twice"
+    )  # fmt: skip
+
+
+def test_a_record_without_a_part_is_told_by_every_reader(own, capsys):
+    registry, _ = own
+    record = registry.show("one")
+    del record["subject"]
+    recommit(registry, "one", {"record.json": json_bytes(record)})
+    with pytest.raises(InputError, match=r"the record of run one is broken: it has no 'subject'"):
+        registry.show("one")
+    workspace = Path(registry.url).parents[1]
+    with pytest.raises(InputError, match="it has no 'subject'"):
+        cli.audit("one", rerun=True, key=None, live="", workspace=workspace, as_json=True)
+    # What the audit found is told before what kept it from going on.
+    [check] = json.loads(capsys.readouterr().out)["checks"]
+    assert check["differences"][0]["file"] == "record.json"
+
+
+def test_a_damaged_listing_of_the_commit_is_named(own):
+    registry, _ = own
+    oid = git("rev-parse", "refs/tags/run/one:.dvc", folder=registry.url).decode().strip()
+    flip(Path(registry.url) / "objects" / oid[:2] / oid[2:])
+    assert named(audit(registry, "one")) == {("record", "record.json")}
 
 
 def test_libraries_that_compute_nothing_do_not_decide_whether_bits_are_compared(one):

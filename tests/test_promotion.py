@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lineage_bundle import flip, record_run
+from lineage_bundle import flip, key_pair, record_run
 from served_bundle import IMAGES, TRAIN, head, serve
 
 from pipelines.commands import promote as command
@@ -64,6 +64,7 @@ def ask(registry, capsys, monkeypatch):
             "rollback": False,
             "margin": 0.02,
             "latency_budget": 250.0,
+            "key": None,
         }
         workspace = Path(registry.url).parents[1]
         error = None
@@ -232,6 +233,13 @@ def test_what_gto_assigns_and_takes_away_is_followed(registry):
     gto("deprecate", "encoder", "v3.0.0")
     assert at_stage(registry, "prod") == first
     gto("deprecate", "encoder")
+    assert at_stage(registry, "prod") is None
+
+
+def test_an_unsigned_run_is_refused_where_a_key_is_given(registry, ask, tmp_path):
+    _, public = key_pair(tmp_path)
+    document, error = ask("good", key=public)
+    assert isinstance(error, CheckFailed) and refused(document) == {"audit"}
     assert at_stage(registry, "prod") is None
 
 

@@ -166,7 +166,9 @@ def test_negatives_are_the_batch_and_what_was_seen_before_each_once() -> None:
     memory.vectors.data = unit(20, 6)
     own = memory.vectors[indices]
     loss, _ = memory_nce(own, own, *memory.negatives(indices, own, 50))
-    assert loss.item() == pytest.approx(F.cross_entropy(own @ memory.vectors.T / 0.07, indices).item(), rel=1e-4)
+    assert loss.item() == pytest.approx(
+        F.cross_entropy(own @ memory.vectors.T / 0.07, indices).item(), rel=1e-4
+    )
 
 
 def test_draws_estimate_the_whole_softmax() -> None:

@@ -1,6 +1,9 @@
 """The signature of a record: whose it is, and that nothing of it or of the record can be changed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from unlabeled.lineage.audit import audit
 from unlabeled.lineage.git import git
 from unlabeled.lineage.registry import Registry
 from unlabeled.lineage.signature import contradiction
+from unlabeled.lineage.verification import verify
 
 
 @pytest.fixture
@@ -131,3 +135,30 @@ def test_a_key_that_is_none_is_one_line(signed, tmp_path, monkeypatch, content):
     if content != "public":
         with pytest.raises(InputError, match=r"broken\.pem is no public key in PEM"):
             audit(registry, "one", key)
+
+
+def test_a_damaged_signature_is_named_without_a_key_too(signed):
+    registry, _, _ = signed
+    oid = git("rev-parse", "refs/tags/run/one:record.sig", folder=registry.url).decode().strip()
+    flip(Path(registry.url) / "objects" / oid[:2] / oid[2:])
+    [report] = verify(registry)
+    assert ("record", "record.sig") in named(report) and ("record", "record.sig") in named(
+        audit(registry, "one")
+    )
+
+
+def test_a_wrong_signing_key_is_told_before_anything_runs(tmp_path):
+    environment = {**os.environ, "UNLABELED_SIGNING_KEY": str(tmp_path / "none.pem")}
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "run",
+        "--profile",
+        "smoke",
+        "--workspace",
+        tmp_path / "ws",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "is no private key that signs" in done.stderr
+    assert not list((tmp_path / "ws").glob("runs/*"))

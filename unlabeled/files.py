@@ -36,9 +36,14 @@ def write_bytes(path: Path | str, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as indented JSON with sorted keys: equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys, atomically: equal values give equal bytes."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    """Write `value` as `json_bytes` gives it, atomically."""
+    write_bytes(path, json_bytes(value))
 
 
 def read_json(path: Path | str) -> Any:

@@ -14,6 +14,7 @@ from pipelines.options import (
     Json,
     RegistryUrl,
     RemoteUrl,
+    VerifyKey,
     Workspace,
     open_registry,
 )
@@ -44,6 +45,7 @@ def promote(
     latency_budget: Annotated[
         float, typer.Option(min=0, help="Largest p99 of one image's request, milliseconds.")
     ] = 250.0,
+    key: VerifyKey = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
     registry: RegistryUrl = "",
     remote: RemoteUrl = "",
@@ -62,7 +64,7 @@ def promote(
         raise InputError(f"run {run} is at stage '{stage}' already, as {holder.version}")
 
     gates = []
-    for gate in _gates(opened, run, holder, margin, latency_budget, only_audit=rollback):
+    for gate in _gates(opened, run, holder, margin, latency_budget, key, only_audit=rollback):
         gates.append(gate)
         if not as_json:
             print(gate, flush=True)
@@ -90,13 +92,19 @@ def _held_before(registry: Any, stage: str, run: str) -> str:
 
 
 def _gates(
-    registry: Any, run: str, holder: Any, margin: float, latency_budget: float, only_audit: bool
+    registry: Any,
+    run: str,
+    holder: Any,
+    margin: float,
+    latency_budget: float,
+    key: Path | None,
+    only_audit: bool,
 ) -> Iterator[Any]:
     """Measure gate by gate: a failed one does not keep the others from being told."""
     from serving.challenge import NAME, challenge
     from serving.gates import latency, measured, parity
 
-    yield measured("audit", partial(_audit, registry, run))
+    yield measured("audit", partial(_audit, registry, run, key))
     if only_audit:
         return
     with tempfile.TemporaryDirectory(prefix="unlabeled-") as room:
@@ -112,19 +120,24 @@ def _gates(
             registry.fetch(holder.run, champion, ["repository", "table/table.parquet"])
             return champion
 
-        parameters = registry.show(run)["predicate"]["buildDefinition"]["externalParameters"]["parameters"]
-        tolerance = parameters["export"]["tolerance"]
-        yield measured("parity", lambda: parity(fetched("repository", "index", "serving"), tolerance))
+        def equal() -> Any:
+            parameters = registry.show(run)["predicate"]["buildDefinition"]["externalParameters"][
+                "parameters"
+            ]
+            folder = fetched("repository", "index", "serving")
+            return parity(folder, parameters["export"]["tolerance"])
+
+        yield measured("parity", equal)
         name = holder.version if holder else ""
         yield measured(NAME, lambda: challenge(fetched("repository", "table"), champions(), name, margin))
         yield measured("latency", lambda: latency(fetched("repository", "index"), latency_budget))
 
 
-def _audit(registry: Any, run: str) -> Any:
+def _audit(registry: Any, run: str, key: Path | None) -> Any:
     from serving.gates import Gate
     from unlabeled.lineage.audit import audit
 
-    report = audit(registry, run)
+    report = audit(registry, run, key)
     differences = [str(difference) for difference in report.differences]
     why = f"{len(report.checks)} claims proven from the registry alone"
     if differences:

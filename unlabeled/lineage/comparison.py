@@ -52,7 +52,7 @@ def same_environment(
     for step in recorded["predicate"]["steps"]:
         machine = machines.get(step["name"], ours)
         for name, a in step["machine"].items():
-            b = machine[name]
+            b = machine.get(name, a)  # a field that this version does not know decides nothing here
             # A process that is no step has not imported torch, nor set the variables that steps set themselves.
             unknown = (name == "torch" and None in (a, b)) or (name == "variables" and fresh is None)
             if a != b and not unknown:

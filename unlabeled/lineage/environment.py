@@ -103,9 +103,11 @@ def distributions() -> dict[str, dict[str, str]]:
     """Return version and digest of every installed distribution, by its normalised name."""
     found: dict[str, dict[str, str]] = {}
     for distribution in metadata.distributions():
-        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+        # What an installer that was killed left has no name.
+        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
         # The first on the path is the one that is imported.
-        found.setdefault(name, {"version": distribution.version, "digest": _record_digest(distribution)})
+        if name:
+            found.setdefault(name, {"version": distribution.version, "digest": _record_digest(distribution)})
     return dict(sorted(found.items()))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from unlabeled.digest import Digests, code_digest, json_digest
 from unlabeled.errors import InputError
-from unlabeled.files import read_json
+from unlabeled.files import json_bytes, read_json
 from unlabeled.lineage.chain import Content, below, maker, open_inputs
 from unlabeled.lineage.findings import Difference
 from unlabeled.lineage.leaderboard import leaderboard
@@ -65,6 +65,8 @@ class Evidence:
         return maker(file, self.artifacts) or "record"
 
     def of_record(self) -> Iterator[Difference]:
+        if self.registry.read(self.run, RECORD) != json_bytes(self.record):
+            yield Difference("record", RECORD, "is not written as a record is: a key may stand there twice")
         digest = json_digest({key: value for key, value in self.record.items() if key != "digest"})
         if digest != self.record["digest"]:
             yield Difference(

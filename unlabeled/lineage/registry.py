@@ -11,6 +11,8 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,18 @@ from unlabeled.lineage.store import Store
 from unlabeled.lineage.tracked import LEADERBOARD, PROVENANCE, RECORD, SIGNATURE, STATEMENT
 
 ALL_TAGS = "+refs/tags/*:refs/tags/*"
+# What every reader of a record relies on.
+REQUIRED = (
+    "digest",
+    "subject",
+    "predicate.artifacts",
+    "predicate.steps",
+    "predicate.buildDefinition.externalParameters.parameters",
+    "predicate.buildDefinition.resolvedDependencies",
+    "predicate.runDetails.builder.environment",
+    "predicate.runDetails.byproducts",
+    "predicate.runDetails.metadata.invocationId",
+)
 
 
 class Registry:
@@ -270,7 +284,11 @@ def _parsed(run: str, content: bytes) -> dict[str, Any]:
         record = json.loads(content)
         if (record["_type"], record["predicateType"]) != (STATEMENT, PROVENANCE):
             raise ValueError("it is no in-toto statement of SLSA provenance")
-    except (ValueError, KeyError, TypeError) as error:
+        for part in REQUIRED:
+            reduce(getitem, part.split("."), record)
+    except KeyError as error:
+        raise InputError(f"the record of run {run} is broken: it has no {error}") from None
+    except (ValueError, TypeError) as error:
         raise InputError(f"the record of run {run} is broken: {error}") from None
     return record
 

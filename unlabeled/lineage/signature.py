@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from unlabeled.errors import InputError
 from unlabeled.lineage.findings import Difference
@@ -24,15 +25,24 @@ def sign(record: Path) -> None:
     Raises:
         InputError: the file is no private key that signs.
     """
+    if signer := _signer_here():
+        signer.sign(record, record.with_name(SIGNATURE))
+
+
+def check_signing_key() -> None:
+    """Raise InputError where `sign` would, before a run has taken its time."""
+    _signer_here()
+
+
+def _signer_here() -> Any:
     if not (key := os.environ.get(SIGNING_KEY)):
-        return
+        return None
     from model_signing import signing
 
     try:
-        signer = signing.Config().use_elliptic_key_signer(private_key=Path(key))
+        return signing.Config().use_elliptic_key_signer(private_key=Path(key))
     except Exception as error:  # a broken, an encrypted and a foreign key each raise something else
         raise InputError(f"{SIGNING_KEY}={key} is no private key that signs: {_one_line(error)}") from None
-    signer.sign(record, record.with_name(SIGNATURE))
 
 
 def fingerprint(key: Path) -> str:

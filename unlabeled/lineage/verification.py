@@ -26,13 +26,14 @@ def verify(registry: Registry) -> Iterator[Report]:
         run = row["run"]
         try:
             record = registry.show(run)
+            registry.files(run)
         except InputError as error:
             yield _unreadable(run, error)
             continue
         try:
             evidence = Evidence(registry, run, record, hashed)
             checks = [
-                Check("the record is intact", tuple(evidence.of_record())),
+                Check("the record is intact", (*evidence.of_record(), *evidence.of_signature(None))),
                 Check("every artifact is in the store with the recorded bytes", tuple(evidence.of_store())),
             ]
             yield Report(run, row["digest"], checks)
