@@ -233,6 +233,19 @@ def test_other_answers_are_named(run, tmp_path):
         compare(load_served("classifier", **run.inputs), other, run.images(4), tolerance=1e-5)
 
 
+def test_another_producer_than_the_recorded_torch_is_named(run, tmp_path):
+    model = load_onnx(run.repository / "classifier" / "1" / "model.onnx")
+    model.producer_version = "2.8.0"
+    onnx.save(model, tmp_path / "model.onnx")
+    lines = onnx_equals_checkpoint(tmp_path / "model.onnx", "classifier", **run.inputs)
+    assert "was written by pytorch 2.8.0, the recorded step ran torch" in lines[0]
+    assert "the graph is not what the checkpoint makes" in lines[1]
+    # That torch is not here: its file is proven by its outputs.
+    assert not onnx_equals_checkpoint(
+        tmp_path / "model.onnx", "classifier", **run.inputs, torch_version="2.8.0"
+    )
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

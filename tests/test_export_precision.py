@@ -76,7 +76,7 @@ def test_answers_stay_near_on_any_size(run, reduced, precision, largest):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_checkpoint_is_proven_and_a_weight_off_by_a_step_is_named(run, reduced, tmp_path, precision):
-    assert onnx_equals_checkpoint(reduced / precision, "classifier", **run.inputs) == []
+    assert onnx_equals_checkpoint(reduced / precision, "classifier", **run.inputs, precision=precision) == []
     model = load_onnx(reduced / precision)
     name = "head.weight" + "_quantized" * (precision == "int8")
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
@@ -85,10 +85,54 @@ def test_checkpoint_is_proven_and_a_weight_off_by_a_step_is_named(run, reduced, 
     weight[place] += 1 if precision == "int8" else 1e-3
     tensor.CopyFrom(numpy_helper.from_array(weight, name))
     onnx.save(model, tmp_path / "changed.onnx")
-    [line] = onnx_equals_checkpoint(tmp_path / "changed.onnx", "classifier", **run.inputs)
+    [line] = onnx_equals_checkpoint(
+        tmp_path / "changed.onnx", "classifier", **run.inputs, precision=precision
+    )
     assert "half a step: head.weight" in line
     # The weights of another checkpoint.
-    assert onnx_equals_checkpoint(reduced / precision, "encoder", **run.inputs)
+    assert onnx_equals_checkpoint(reduced / precision, "encoder", **run.inputs, precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", *PRECISIONS])
+def test_what_a_file_says_of_itself_switches_no_comparison_off(run, reduced, tmp_path, precision):
+    """A pair of Q and DQ that flattens the features, and another torch's name: each weight is what it was."""
+    model = load_onnx(reduced / precision)
+    *_, node = [node for node in model.graph.node if node.op_type == "Relu"]
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(np.float32(1e30), "s"), numpy_helper.from_array(np.uint8(0), "z")]
+    )
+    place = list(model.graph.node).index(node) + 1
+    flat = "flat" if precision != "float16" else "flat_half"
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", [node.output[0], "s", "z"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], [flat]),
+    ]
+    if precision == "float16":
+        pair[0].input[0] = "wide"
+        pair[1].output[0] = "narrow"
+        pair.insert(0, onnx.helper.make_node("Cast", [node.output[0]], ["wide"], to=onnx.TensorProto.FLOAT))
+        pair.append(onnx.helper.make_node("Cast", ["narrow"], [flat], to=onnx.TensorProto.FLOAT16))
+    for later in list(model.graph.node)[place:]:
+        later.input[:] = [flat if name == node.output[0] else name for name in later.input]
+    nodes = [*list(model.graph.node)[:place], *pair, *list(model.graph.node)[place:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "changed.onnx")
+    [line] = onnx_equals_checkpoint(
+        tmp_path / "changed.onnx", "classifier", **run.inputs, precision=precision
+    )
+    told = "more than int8 costs" if precision == "int8" else f"has precision int8, recorded is {precision}"
+    assert told in line
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_another_wiring_of_the_same_layers_is_named(run, reduced, tmp_path, precision):
+    model = load_onnx(reduced / precision)
+    [add, *_] = [node for node in model.graph.node if node.op_type == "Add" and node.output[0] == "add_151"]
+    add.input[1] = add.input[0]
+    onnx.save(model, tmp_path / "changed.onnx")
+    lines = onnx_equals_checkpoint(tmp_path / "changed.onnx", "classifier", **run.inputs, precision=precision)
+    assert "the graph is not what the checkpoint makes" in lines[0]
 
 
 def test_cost_beyond_what_is_allowed_is_refused():
@@ -158,7 +202,10 @@ def test_export_states_the_cost_and_triton_adds_none(tmp_path, precision):
     for kind in KINDS:
         cost = written["reduced"][kind]
         assert cost["precision"] == precision and ("accuracy" in cost) is (kind != "clusterer")
-        assert onnx_equals_checkpoint(run.repository / kind / MODEL, kind, **run.inputs) == []
+        assert (
+            onnx_equals_checkpoint(run.repository / kind / MODEL, kind, **run.inputs, precision=precision)
+            == []
+        )
         assert read_config(run.repository / kind / "config.pbtxt").response_cache.enable
     index = Index(run.index)
     for kind in KINDS:  # what promotion, roll-out and `audit --live` compare with

@@ -1,6 +1,6 @@
 """The proof that a model of less precision was made of a float32 one: each weight within half a step."""
 
-from collections.abc import Sequence
+import hashlib
 
 import numpy as np
 import onnx
@@ -22,8 +22,8 @@ def differs_from_exact(reduced: onnx.ModelProto, exact: onnx.ModelProto) -> list
     """Prove a model of less precision against the float32 model that it was made of.
 
     Each weight lies within half a step of the exact one (int8: of its channel's scale; float16: of the spacing of
-    the numbers there), and the layers between are the same. The ranges of int8's activations come from the train
-    images: that they are as they were is what the file's digest proves, not this.
+    the numbers there), and every output is computed by the same layers in the same order. The ranges of int8's
+    activations come from the train images: that they are as they were is what the file's digest proves, not this.
 
     Returns:
         What differs, a line each; empty: proven.
@@ -35,26 +35,30 @@ def differs_from_exact(reduced: onnx.ModelProto, exact: onnx.ModelProto) -> list
         lines.append(
             f"weights differ by more than half a step: {', '.join(changed[:5])} ({len(changed)} in all)"
         )
-    if _layers(reduced) != _layers(exact):
-        lines.append("the layers are not those that the checkpoint makes")
+    if _graph(reduced) != _graph(exact):
+        lines.append("the graph is not what the checkpoint makes")
     return lines
 
 
 def _within_half_a_step(name: str, weight: np.ndarray, reduced: dict[str, np.ndarray]) -> bool:
-    if name in reduced:
-        found, step = reduced[name], np.zeros(())
-        if found.dtype == np.float16:
-            step = np.spacing(np.abs(found)).astype(np.float64)
-    elif f"{name}_quantized" in reduced:
-        found = reduced[f"{name}_quantized"].astype(np.float64)
+    # Whichever of them the graph reads: a second one under the other name must hold the same.
+    stored = [key for key in (name, f"{name}_half", f"{name}_quantized") if key in reduced]
+    return bool(stored) and all(_near(key, weight, reduced) for key in stored)
+
+
+def _near(name: str, weight: np.ndarray, reduced: dict[str, np.ndarray]) -> bool:
+    found, step = reduced[name], np.zeros(())
+    if found.dtype == np.float16:
+        step = np.spacing(np.abs(found)).astype(np.float64)
+    elif name.endswith("_quantized"):
+        found = found.astype(np.float64)
         # Weights: NAME_scale; biases: NAME_quantized_scale, the product of the input's and the weight's.
-        key = next((key for key in (f"{name}_scale", f"{name}_quantized_scale") if key in reduced), None)
+        keys = (f"{name.removesuffix('_quantized')}_scale", f"{name}_scale")
+        key = next((key for key in keys if key in reduced), None)
         if key is None:
             return False
         step = _along_channels(reduced[key], found)
         found = found * step
-    else:
-        return False
     if found.shape != weight.shape:
         return False
     if not step.any():
@@ -71,10 +75,18 @@ def _along_channels(scale: np.ndarray, tensor: np.ndarray) -> np.ndarray:
     return scale.reshape([-1 if place == axis else 1 for place in range(tensor.ndim)])
 
 
-def _layers(model: onnx.ModelProto) -> Sequence[tuple[str, bytes]]:
-    """Return what the graph computes, without the changes of precision in between."""
-    return sorted(
-        (node.op_type, b"".join(part.SerializeToString(deterministic=True) for part in node.attribute))
-        for node in model.graph.node
-        if node.op_type not in (*QDQ, "Cast")
-    )
+def _graph(model: onnx.ModelProto) -> dict[str, str]:
+    """Return a digest of all layers that each output is computed by, without the changes of precision in between."""
+    told = {
+        tensor.name: tensor.name.removesuffix("_quantized").removesuffix("_half")
+        for tensor in model.graph.initializer
+    }
+    for node in model.graph.node:  # ONNX has them in an order in which they can be computed
+        inputs = [told.get(name, name) for name in node.input]
+        if node.op_type in (*QDQ, "Cast"):
+            told[node.output[0]] = inputs[0]
+            continue
+        settings = [part.SerializeToString(deterministic=True).hex() for part in node.attribute]
+        digest = hashlib.sha256("\n".join([node.op_type, *settings, *inputs]).encode()).hexdigest()
+        told |= {name: f"{digest}:{number}" for number, name in enumerate(node.output)}
+    return {output.name: told[output.name] for output in model.graph.output}

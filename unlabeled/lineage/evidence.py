@@ -5,6 +5,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -195,14 +196,20 @@ class Evidence:
             return
         from unlabeled.export.parity import onnx_equals_checkpoint
 
+        # What the file says of itself would let it choose how it is compared.
+        step = next(step for step in self.steps if step["name"] == self._step(next(iter(served))))
+        torch_version = (step["machine"]["torch"] or {}).get("version", "")
+        precision = self.parameters["parameters"].get("export", {}).get("precision", "float32")
+        if torch_version != metadata.version("torch"):
+            here = f"exported by torch {torch_version or 'unknown'}, here is {metadata.version('torch')}"
+            self.notes.append(f"of the served ONNX files only the outputs were compared: {here}")
         with tempfile.TemporaryDirectory(prefix="unlabeled-") as room:
             folder = Path(room)
             self.registry.fetch(self.run, folder, [name for name in needed if below(self.content.md5, name)])
+            checkpoint = (folder / "model", folder / "labels", folder / "classifier")
             for name, kind in served.items():
                 try:
-                    lines = onnx_equals_checkpoint(
-                        folder / name, kind, folder / "model", folder / "labels", folder / "classifier"
-                    )
+                    lines = onnx_equals_checkpoint(folder / name, kind, *checkpoint, torch_version, precision)
                 except Exception as error:  # whatever a strange file does to the libraries that read it
                     lines = [f"cannot be compared: {error or type(error).__name__}"]
                 for line in lines:
