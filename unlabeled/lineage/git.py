@@ -2,22 +2,21 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from unlabeled.errors import InputError
 
-# What is committed is committed as it is: no line endings changed, no hooks,
-# filters or signatures of the user's.
-SETTINGS = tuple(
-    part
-    for setting in (
-        "core.autocrlf=false", "core.hooksPath=/dev/null", "core.attributesFile=/dev/null", "advice.detachedHead=false",
-        "commit.gpgSign=false", "tag.gpgSign=false", "push.gpgSign=false",
-    )
-    for part in ("-c", setting)
+# What is committed is committed as it is: no line endings or contents changed, no hooks or signatures of the user's.
+SETTINGS = (
+    "-c", "core.autocrlf=false", "-c", "core.hooksPath=/dev/null", "-c", "core.attributesFile=/dev/null",
+    "-c", "commit.gpgSign=false", "-c", "tag.gpgSign=false", "-c", "push.gpgSign=false",
+    "-c", "advice.detachedHead=false",
 )  # fmt: skip
-# A server that sends nothing for so long is given up.
-STALLED_SECONDS = 60
+# A server that sends nothing for so long is given up; by git:// silence is not told from work, so that all of it counts.
+STALLED_SECONDS, ANSWER_SECONDS = 60, 900
+SSH = "ssh -oBatchMode=yes -oConnectTimeout=30 -oServerAliveInterval=15 -oServerAliveCountMax=4"
 NAME, EMAIL = "unlabeled", "unlabeled@localhost"
 
 
@@ -37,7 +36,7 @@ def git(
         date: date of commits and tags made.
 
     Raises:
-        GitError: git fails, or a server reached by HTTP sends nothing for a minute.
+        GitError: git fails, or a server does not answer: by HTTP and SSH for a minute, else for a quarter of an hour.
     """
     # Inside a hook of another repository these would point there.
     environment = {
@@ -52,13 +51,31 @@ def git(
             {f"GIT_{role}_DATE": date} if date else {}
         )
     command = ["git", *SETTINGS, *(("-C", str(folder)) if folder else ()), *arguments]
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+    remote = arguments[0] in ("ls-remote", "fetch", "push")
     try:
-        return subprocess.run(command, check=True, capture_output=True, input=input, env=environment).stdout
+        if remote and not _own_ssh(environment):
+            environment["GIT_SSH_COMMAND"] = SSH
+        limit = ANSWER_SECONDS if remote else None
+        return subprocess.run(
+            command, check=True, capture_output=True, env=environment, timeout=limit, **given
+        ).stdout
     except FileNotFoundError:
         raise InputError("git is not installed") from None
+    except subprocess.TimeoutExpired:
+        url = next(argument for argument in arguments[1:] if not argument.startswith("-"))
+        raise GitError(f"{url} does not answer") from None
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.decode(errors="replace").splitlines() if "hint:" not in line]
         raise GitError(" ".join(" ".join(lines).split())[:300] or f"git {arguments[0]} failed") from None
+
+
+def _own_ssh(environment: Mapping[str, str]) -> bool:
+    """Tell whether the user has chosen how git runs ssh, which stays so."""
+    if "GIT_SSH_COMMAND" in environment or "GIT_SSH" in environment:
+        return True
+    command = ["git", "config", "--get", "core.sshCommand"]
+    return subprocess.run(command, capture_output=True, env=environment).returncode == 0
 
 
 def source_commit() -> tuple[str | None, bool | None]:
