@@ -14,7 +14,7 @@ SETTINGS = (
     "-c", "commit.gpgSign=false", "-c", "tag.gpgSign=false", "-c", "push.gpgSign=false",
     "-c", "advice.detachedHead=false",
 )  # fmt: skip
-# A server that sends nothing for so long is given up; by git:// silence is not told from work, so that all of it counts.
+# A server that sends nothing for so long is given up; by git:// silence is not told from work: all of it counts.
 STALLED_SECONDS, ANSWER_SECONDS = 60, 900
 SSH = "ssh -oBatchMode=yes -oConnectTimeout=30 -oServerAliveInterval=15 -oServerAliveCountMax=4"
 NAME, EMAIL = "unlabeled", "unlabeled@localhost"
