@@ -196,23 +196,24 @@ def serve(
     run: RunName = "",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0: a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0: a free one.")] = 8001,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of Prometheus' metrics; 0: a free one.")
+    ] = 8002,
     stage: Annotated[str, typer.Option(help="Instead of a run: follow what is promoted to this stage.")] = "",
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Serve a run's models with the embedded Triton server, on this machine only, until interrupted."""
     from serving.server import EmbeddedTriton
 
+    ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
     if stage:
         if run:
             raise InputError(f"serve run {run} or stage {stage}, not both")
-        follow.serve_stage(workspace, stage, http_port, grpc_port)
+        follow.serve_stage(workspace, stage, ports)
         return
     folder = _run_folder(workspace, run)
-    with EmbeddedTriton(folder / "repository", http_port=http_port, grpc_port=grpc_port) as server:
-        print(
-            f"Triton serves {folder.name}: HTTP {server.http_url}  gRPC {server.grpc_url}  (Ctrl-C ends it)",
-            file=sys.stderr,
-        )
+    with EmbeddedTriton(folder / "repository", **ports) as server:
+        print(f"Triton serves {folder.name}: {server.addresses}  (Ctrl-C ends it)", file=sys.stderr)
         server.wait()
 
 
