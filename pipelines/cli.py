@@ -1,6 +1,8 @@
 """The command line. Heavy libraries are imported by the command that needs them, so that help comes at once."""
 
+import errno
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +38,10 @@ app = typer.Typer(
 )
 
 
+# A place that the user named cannot be read or written. Anything else that the system refuses is a fault of ours.
+PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR}
+
+
 def main() -> None:
     """Run the command line: 0 done, 1 the check or run failed, 2 bad input."""
     try:
@@ -46,6 +52,11 @@ def main() -> None:
     except CheckFailed as error:
         print(f"unlabeled: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None or error.errno not in PLACE_ERRORS:
+            raise
+        print(f"unlabeled: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("unlabeled: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -301,8 +312,10 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
     _print_table(rows, list(rows[0]))
     name = folder.name
     print(f"report   {folder / 'report.html'}")
+    workspace = folder.parents[1]
+    there = "" if workspace == DEFAULT_WORKSPACE.resolve() else f" --workspace {shlex.quote(str(workspace))}"
     for command in (f"serve {name}", f"predict --run {name} IMAGE", f"audit {name}"):
-        print(f"next     unlabeled {command}")
+        print(f"next     unlabeled {command}{there}")
 
 
 app.add_typer(kubeflow.app)

@@ -1,5 +1,6 @@
 """The command line as its users meet it: exit codes, one-line errors, one JSON document."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,6 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+from pipelines import cli
+from pipelines.options import check_output, open_workspace
+from unlabeled.errors import InputError
 
 UNLABELED = Path(sys.executable).with_name("unlabeled")
 
@@ -106,7 +111,7 @@ BAD = {
     "no such data": (["run", "--profile", "smoke", "--data", "no-such-data"], "no-such-data"),
     "no such parameter file": (["run", "--parameters", "none.yaml"], "none.yaml"),
     "workspace is a file": (["run", "--profile", "smoke", "--workspace", "/dev/null"], "/dev/null"),
-    "show without a registry": (["show"], "no registry in workspace"),
+    "show without a registry": (["show"], "no registry in workspace /"),
     "audit without a registry": (["audit"], "no registry in workspace"),
     "runs without a registry": (["runs"], "no registry in workspace"),
     "serve without a registry": (["serve"], "no registry in workspace"),
@@ -139,6 +144,12 @@ BAD = {
     "table is no table": (["validate", "--table", ".", "-o", "out"], "no image table"),
     "model is no model": (["self-label", "--table", ".", "--model", ".", "-o", "out"], "is no"),
     "output exists": (["ingest", "--data", "digits", "-o", "."], "exists already"),
+    "output in no folder": (
+        ["ingest", "--data", "digits", "-o", "/dev/null/out"],
+        "/dev/null is no writable",
+    ),
+    "output where nothing can be made": (["ingest", "--data", "digits", "-o", "/proc/out"], "no such file"),
+    "compiled where nothing can be made": (["compile", "-o", "/proc/out.yaml"], "no such file"),
     "unknown benchmark": (["bench", "nothing"], "nothing"),
 }
 
@@ -153,6 +164,52 @@ def test_bad_input_ends_in_one_clear_line_and_code_2(name, tmp_path):
     assert result.stdout == ""
     left = [path for path in tmp_path.rglob("*") if path.is_file() and "registry" not in path.parts]
     assert left == [], "nothing half-written"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch):
+    """Root may write everywhere, so that the answer of the system is simulated."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(
+        InputError, match=f"workspace {tmp_path}: not writable; give another with --workspace"
+    ):
+        open_workspace(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path} is no writable folder; give another --output"):
+        check_output(tmp_path / "made" / "later")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_what_the_system_refuses_to_write_is_one_line_and_code_2(code, monkeypatch, capsys):
+    def refused():
+        raise OSError(code, os.strerror(code), "/full/file")
+
+    monkeypatch.setattr(cli, "app", refused)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == f"unlabeled: /full/file: {os.strerror(code).lower()}\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def broken():
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(OSError, match="Bad file"):
+        cli.main()
+
+
+def test_the_next_commands_name_a_workspace_that_is_not_the_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    board = {"rows": [{"method": "simclr"}], "baselines": [], "selected": "simclr"}
+    cli._print_leaderboard(board, tmp_path / "my runs" / "runs" / "one")
+    said = capsys.readouterr().out.splitlines()
+    assert f"next     unlabeled serve one --workspace '{tmp_path}/my runs'" in said
+    cli._print_leaderboard(board, tmp_path / "workspace" / "runs" / "one")
+    assert "next     unlabeled serve one" in capsys.readouterr().out.splitlines()
+
+
+def test_the_environment_may_name_the_workspace(tmp_path):
+    result = unlabeled("runs", UNLABELED_WORKSPACE=str(tmp_path / "elsewhere"))
+    assert result.returncode == 2 and f"{tmp_path}/elsewhere" in result.stderr
 
 
 def test_one_step_by_hand_is_the_components_step(tmp_path):

@@ -15,6 +15,7 @@ from pipelines.options import (
     Seed,
     Set,
     Workspace,
+    check_output,
     parameters_of,
 )
 from unlabeled.errors import InputError
@@ -133,8 +134,7 @@ def _by_hand(name: str, inputs: dict[str, Path], outputs: dict[str, Path], **arg
         if not folder.exists():
             raise InputError(f"--{key} {folder}: no such folder")
     for folder in outputs.values():
-        if folder.exists():
-            raise InputError(f"{folder} exists already; give another --output, or remove it")
+        check_output(folder)
     function = getattr(importlib.import_module(f"components.{name}.component"), name).python_func
     arguments = {"data_digest": "", "code_digest": code_digest()} | {
         key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
