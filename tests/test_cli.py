@@ -212,6 +212,19 @@ def test_the_environment_may_name_the_workspace(tmp_path):
     assert result.returncode == 2 and f"{tmp_path}/elsewhere" in result.stderr
 
 
+def test_bench_without_a_name_lists_the_benchmarks_and_runs_none():
+    result = unlabeled("bench")
+    assert result.returncode == 2 and "== " not in result.stdout + result.stderr
+    for script in (Path(__file__).parents[1] / "benchmarks").glob("*.py"):
+        assert f" {script.stem} " in result.stdout + result.stderr
+
+
+def test_the_options_of_a_benchmark_are_its_scripts():
+    helped = unlabeled("bench", "lineage", "--help")
+    assert helped.returncode == 0 and "--megabytes" in helped.stdout
+    assert unlabeled("bench", "lineage", "--nope").returncode == 2
+
+
 def test_one_step_by_hand_is_the_components_step(tmp_path):
     result = unlabeled("ingest", "--data", "digits", "-o", tmp_path / "table", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
