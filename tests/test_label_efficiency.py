@@ -514,7 +514,7 @@ def test_the_page_tells_all_and_needs_nothing(digits_table: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--shares", "0.1,2"], "parameter few_labels.shares.1: input should be less than or equal to 1"),
+        (["--shares", "0.1,2"], "parameter few_labels.shares.1 must be at most 1"),
         (["--shares", "many"], "parameter few_labels.shares"),
         (["--draws", "0"], "parameter few_labels.draws"),
         (["--methods", "scann"], "unknown method 'scann'; did you mean 'scan'?"),
