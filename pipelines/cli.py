@@ -104,10 +104,16 @@ def run(
 
 
 @app.command("methods")
-def methods_(as_json: Json = False) -> None:
-    """List every learning signal: name, family, equation, paper."""
+def methods_(
+    name: Annotated[str, typer.Argument(metavar="METHOD", help="Show this method's settings.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List every learning signal: name, family, equation, paper; of one its settings, with default and meaning."""
     from unlabeled.signals import all_signals
 
+    if name:
+        _print_settings(name, as_json)
+        return
     rows = [
         {"name": name, "family": signal.family, "equation": signal.equation, "paper": signal.paper}
         for name, signal in sorted(all_signals().items())
@@ -116,6 +122,42 @@ def methods_(as_json: Json = False) -> None:
         _print_json(rows)
     else:
         _print_table(rows, ["name", "family", "equation", "paper"])
+
+
+def _print_settings(method: str, as_json: bool) -> None:
+    from unlabeled.parameters import described
+    from unlabeled.signals import find_signal, settings_model
+
+    signal = find_signal(method)
+    rows = described(settings_model(method), f"pretrain.{method}.")
+    for section, defaults in (("training", signal.training_defaults), ("encoder", signal.encoder_defaults)):
+        rows += [
+            {
+                "parameter": f"pretrain.{method}.{section}.{key}",
+                "default": value,
+                "meaning": f"the method's own default of {section}.{key}",
+            }
+            for key, value in defaults.items()
+        ]
+    if not as_json:
+        print(f"{method}: {signal.family}, {signal.equation}; {signal.paper}")
+    _print_parameters(rows, as_json)
+
+
+@app.command()
+def parameters(
+    section: Annotated[str, typer.Argument(help="Show only this section, as training.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List every parameter of a run with its default and meaning."""
+    from unlabeled.parameters import Parameters, described, nearest
+
+    rows = described(Parameters)
+    sections = list(dict.fromkeys(row["parameter"].partition(".")[0] for row in rows))
+    if section and section not in sections:
+        raise InputError(f"unknown section '{section}'{nearest(section, sections)}")
+    rows = [row for row in rows if not section or row["parameter"].partition(".")[0] == section]
+    _print_parameters(rows, as_json)
 
 
 @app.command()
@@ -288,6 +330,18 @@ def _print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
     Console(width=None if sys.stdout.isatty() else 160).print(table, highlight=False)
+
+
+def _print_parameters(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print defaults as --set takes them, in YAML."""
+    if as_json:
+        _print_json(rows)
+        return
+    shown = [
+        {**row, "default": row["default"] if isinstance(row["default"], str) else json.dumps(row["default"])}
+        for row in rows
+    ]
+    _print_table(shown, list(shown[0]))
 
 
 def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:

@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
+from pipelines.commands import compare
 from pipelines.options import check_output, open_workspace
 from unlabeled.errors import InputError
+from unlabeled.parameters import described
+from unlabeled.probes.few_labels.methods import METHODS
+from unlabeled.signals import all_signals, settings_model
 
 UNLABELED = Path(sys.executable).with_name("unlabeled")
 
@@ -69,6 +73,28 @@ def test_methods_lists_every_signal_with_family_equation_and_paper():
     assert all(row["family"] and row["equation"] and row["paper"] for row in rows)
 
 
+def test_a_methods_settings_are_listed_with_default_and_meaning():
+    rows = {row["parameter"]: row for row in json.loads(unlabeled("methods", "dino", "--json").stdout)}
+    assert rows["pretrain.dino.momentum"]["default"] == 0.95
+    assert rows["pretrain.dino.training.batch_size"]["default"] == 128
+    assert all(row["meaning"] for row in rows.values())
+    assert "of the softmax over similarities" in unlabeled("methods", "simclr").stdout
+
+
+@pytest.mark.parametrize("method", all_signals())
+def test_every_setting_of_every_method_says_what_it_is(method):
+    assert all(row["meaning"] for row in described(settings_model(method)))
+
+
+def test_parameters_lists_a_section():
+    said = unlabeled("parameters", "self_label").stdout
+    assert "self_label.sweep" in said and "[]" in said and "training.epochs" not in said
+
+
+def test_help_names_every_row_of_the_comparison():
+    assert compare.ROWS.split(", ") == list(METHODS)
+
+
 BAD = {
     "unknown command": (["rum"], "rum"),
     "unknown option": (["run", "--profil", "smoke"], "--profil"),
@@ -92,6 +118,8 @@ BAD = {
     "seed no number": (["run", "--profile", "smoke", "--seed", "one"], "--seed"),
     "unknown method": (["run", "--profile", "smoke", "--methods", "simcrl"], "did you mean 'simclr'"),
     "no method": (["run", "--profile", "smoke", "--methods", ","], "methods"),
+    "settings of no method": (["methods", "simcrl"], "did you mean 'simclr'"),
+    "parameters of no section": (["parameters", "trainin"], "did you mean 'training'"),
     "unknown method setting": (
         ["run", "--profile", "smoke", "--set", "pretrain.simclr.temprature=1"],
         "pretrain.simclr.temprature; did you mean 'temperature'",

@@ -22,6 +22,12 @@ from pipelines.options import (
 )
 from unlabeled.errors import InputError
 
+# The names of `unlabeled.probes.few_labels.methods.METHODS`, whose import would make help wait for torch.
+ROWS = (
+    "supervised, pseudo_label, entropy_minimisation, vat, instdisc, bigan, pirl, cpc, simclr, simclr_probe, scan, "
+    "scan_fine_tuned, scan_self_training, simclr_fixmatch, simclr_self_training"
+)
+
 app = typer.Typer(help="Compare methods on the same images and the same labels.", no_args_is_help=True)
 
 
@@ -33,7 +39,7 @@ def labels(
     ] = None,
     draws: Annotated[int | None, typer.Option(help="Draws of the labels.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Rows of the table, comma-separated; default: all.")
+        str | None, typer.Option(help=f"Rows of the table, comma-separated; default: all: {ROWS}.")
     ] = None,
     profile: Profile = "cpu",
     seed: Seed = None,
