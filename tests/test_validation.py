@@ -277,7 +277,8 @@ def test_empty_table_fails(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]
     np.save(table / "images.npy", digits[0][:0])
     pd.read_parquet(table / "table.parquet").iloc[:0].to_parquet(table / "table.parquet")
     report, message = judge(table)
-    assert "images in train" in failed(report) and "images in test" in failed(report) and message
+    assert "images in train" in failed(report) and "images in test" in failed(report)
+    assert "images in train 0, at least 50 by validation.min_images" in message
 
 
 def test_row_without_an_image_fails(build: Callable[..., Path]) -> None:
