@@ -27,15 +27,31 @@ from pipelines.options import (
     open_workspace,
     parameters_of,
 )
+from unlabeled import __version__
 from unlabeled.errors import CheckFailed, InputError
 
 app = typer.Typer(
     name="unlabeled",
-    help="From a folder of unlabeled images to a served, audited model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"unlabeled {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """From a folder of unlabeled images to a served, audited model."""
 
 
 # A place that the user named cannot be read or written. Anything else that the system refuses is a fault of ours.

@@ -103,6 +103,12 @@ def open_registry(workspace: Path, registry: str = "", remote: str = "") -> Any:
     if registry:
         return Registry(registry, remote)
     if not (workspace / "registry").is_dir():
+        begun = len(list(workspace.glob("runs/*")))
+        if begun:
+            raise InputError(
+                f"no run in workspace {workspace.resolve()} has come to its end, {begun} begun; "
+                "the `unlabeled run` that began one resumes it"
+            )
         raise InputError(
             f"no registry in workspace {workspace.resolve()}; start a run with `unlabeled run`, or give --workspace"
         )

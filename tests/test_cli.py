@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipelines import cli
 from pipelines.commands import compare
 from pipelines.options import check_output, open_workspace
+from unlabeled import __version__
 from unlabeled.errors import InputError
 from unlabeled.parameters import described
 from unlabeled.probes.few_labels.methods import METHODS
@@ -56,6 +58,12 @@ def test_help_comes_at_once():
         "bench",
     ):
         assert f" {command} " in result.stdout
+
+
+def test_short_help_and_version():
+    assert unlabeled("-h").stdout == unlabeled("--help").stdout
+    assert "--data" in unlabeled("run", "-h").stdout
+    assert unlabeled("--version").stdout == f"unlabeled {__version__}\n"
 
 
 def test_help_imports_no_heavy_library():
@@ -257,6 +265,7 @@ def test_one_step_by_hand_is_the_components_step(tmp_path):
     result = unlabeled("ingest", "--data", "digits", "-o", tmp_path / "table", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "table" / "table.parquet").exists()
+    assert "1,438 train and 359 test images, 10 classes, broken files: none" in result.stderr
     started = time.time()
     result = unlabeled(
         "validate", "--table", tmp_path / "table", "-o", tmp_path / "validation", "--profile", "smoke"
@@ -264,6 +273,23 @@ def test_one_step_by_hand_is_the_components_step(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "validation" / "validation.json").read_text())["success"]
     assert time.time() - started < 60
+
+
+def test_ingest_by_hand_tells_what_it_left_out(tmp_path):
+    for number in range(4):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
+    (tmp_path / "empty.png").touch()
+    result = unlabeled(
+        "ingest", "--data", tmp_path, "-o", tmp_path / "out" / "table", "--set", "ingest.max_broken_share=0.5"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "no classes, broken files: 1\nleft out empty.png: empty file\n" in result.stderr
+
+
+def test_runs_that_never_ended_are_told(tmp_path):
+    (tmp_path / "runs" / "digits-1").mkdir(parents=True)
+    result = unlabeled("runs", "--workspace", tmp_path)
+    assert result.returncode == 2 and "has come to its end, 1 begun" in result.stderr
 
 
 def test_pretraining_by_hand_leaves_a_model_and_no_checkpoint_to_start_from(tmp_path):

@@ -568,4 +568,5 @@ def test_the_command_ends_with_table_json_and_page(tmp_path: Path) -> None:
     assert [row["method"] for row in result["rows"]] == ["supervised", "simclr_probe"]
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 0 and "SimCLR, linear probe" in second.stdout and str(page) in second.stdout
+    assert "over 2 draws." in second.stdout and "Matching clusters" not in second.stdout
     assert result["subsets"][0]["images"][:16] in second.stdout

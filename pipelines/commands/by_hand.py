@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,11 +36,22 @@ def ingest(
 ) -> None:  # fmt: skip
     """One step by hand: a source of images to an image table (and its raw files in OUTPUT-raw)."""
     from unlabeled.data.sources import data_digest
+    from unlabeled.data.table import SUMMARY
+    from unlabeled.files import read_json
 
     asked = parameters_of(profile, data, None, None, set_, parameters)
     digest = data_digest(asked.data, workspace / "cache")
     outputs = {"table": output, "raw": Path(f"{output}-raw")}
     _by_hand("ingest", {}, outputs, source=asked.data, parameters=asked.ingest, data_digest=digest)
+    summary = read_json(output / SUMMARY)
+    counts, broken = summary["counts"], summary["broken"]
+    print(
+        f"{counts['train']:,} train and {counts['test']:,} test images, {len(summary['classes']) or 'no'} classes, "
+        f"broken files: {len(broken) or 'none'}",
+        file=sys.stderr,
+    )
+    for file in broken:
+        print(f"left out {file['path']}: {file['reason']}", file=sys.stderr)
 
 
 @app.command()

@@ -122,6 +122,7 @@ def _print_table(result: dict[str, Any], report: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from unlabeled.probes.few_labels.methods import find_method
     from unlabeled.report.label_efficiency import spread
 
     shares = sorted(
@@ -138,11 +139,14 @@ def _print_table(result: dict[str, Any], report: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table, highlight=False)
     few = result["settings"]["few_labels"]
-    console.print(
-        f"Test accuracy, per cent, over {few['draws']} draws. Settings chosen on {few['held_out_share']:.0%} of the "
-        f"labels given. Matching clusters to classes tells up to {result['matching_bits']:.1f} bits of the labels.",
-        highlight=False,
-    )
+    notes = [
+        f"Test accuracy, per cent, over {few['draws']} draw{'s' if few['draws'] > 1 else ''}.",
+        f"Settings chosen on {few['held_out_share']:.0%} of the labels given.",
+    ]
+    if any(find_method(row["method"]).clusters for row in result["rows"]):
+        bits = result["matching_bits"]
+        notes.append(f"Matching clusters to classes tells up to {bits:.1f} bits of the labels.")
+    console.print(" ".join(notes), highlight=False)
     for subset in result["subsets"]:
         given = f"{subset['share']:g}, draw {subset['draw']}: {subset['labels']:,} images"
         print(f"labels   {given}, sha256 {subset['images'][:16]}")
