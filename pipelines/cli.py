@@ -74,7 +74,7 @@ def main() -> None:
         print(f"unlabeled: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("unlabeled: interrupted; the same command goes on from here", file=sys.stderr)
+        print("unlabeled: interrupted; the same command resumes from here", file=sys.stderr)
         sys.exit(130)
 
 
@@ -92,7 +92,7 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the whole pipeline on this machine; the same command again goes on where it was stopped."""
+    """Run the whole pipeline on this machine; the same command again resumes where it stopped."""
     wanted = parameters_of(profile, data, methods, seed, set_, parameters)
     workspace = open_workspace(workspace)
 

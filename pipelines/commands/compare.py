@@ -48,7 +48,7 @@ def labels(
     parameters: ParametersFile = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """What few labels are worth to each method; the same command again goes on where it was stopped."""
+    """What few labels are worth to each method; the same command again resumes where it stopped."""
     set_ = list(set_ or [])
     if shares is not None:
         set_.append(f"few_labels.shares=[{shares}]")
