@@ -3,7 +3,7 @@
 Servers and load generator share the cores; all are measured in turns within one run of four minutes. The options
 of export (precision, response cache, warm-up) are measured over the same model without.
 
-python benchmarks/serving.py [--seconds 2.5] [--rounds 2] [--json]
+python benchmarks/serving.py [--seconds 2.5] [--rounds 2] [--backend FOLDER] [--json]
 """
 
 import argparse
@@ -32,7 +32,7 @@ from torch import nn
 from serving.client import Client
 from serving.load import Load, measure, measure_direct, measure_http, raw_request, triton_request
 from serving.repository import MODEL, model_config, write_model
-from serving.server import EmbeddedTriton
+from serving.server import BACKEND, EmbeddedTriton
 from serving.timing import milliseconds
 from unlabeled.errors import CheckFailed
 from unlabeled.export.models import Served, ServedClassifier, ServedEncoder
@@ -109,7 +109,7 @@ def row(what: str, value: float, bar: float | None, passed: bool, **loads: Any) 
     return {"what": what, "value": value, "bar": bar, "passed": passed, **loads}
 
 
-def speed(folder: Path, name: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
+def speed(folder: Path, name: str, seconds: float, rounds: int, backend: Path) -> list[dict[str, Any]]:
     """Measure one model; the rounds of all that is compared alternate."""
     encoder, bar = SETUPS[name]
     served = ServedEncoder(encoder).eval()
@@ -117,7 +117,7 @@ def speed(folder: Path, name: str, seconds: float, rounds: int) -> list[dict[str
     path = folder / "encoder" / MODEL
     image, batch = images_like(served, 1), images_like(served, 64)
     loads: dict[str, list[Load]] = defaultdict(list)
-    with EmbeddedTriton(folder) as triton, fastapi(path, served.image_shape) as baseline:
+    with EmbeddedTriton(folder, backend=backend) as triton, fastapi(path, served.image_shape) as baseline:
         servers: dict[str, Callable[[int], Load]] = {
             "grpc": lambda clients: measure(triton.grpc_url, "encoder", image, clients, seconds, 0.5),
             "http": lambda clients: measure_http(
@@ -150,7 +150,7 @@ def speed(folder: Path, name: str, seconds: float, rounds: int) -> list[dict[str
     ]  # fmt: skip
 
 
-def options(folder: Path, name: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
+def options(folder: Path, name: str, seconds: float, rounds: int, backend: Path) -> list[dict[str, Any]]:
     """Measure what each option of export brings to one model, at 32 clients over the same model without."""
     encoder, _ = SETUPS[name]
     served = ServedEncoder(encoder).eval()
@@ -161,7 +161,7 @@ def options(folder: Path, name: str, seconds: float, rounds: int) -> list[dict[s
         cached = model == "response_cache"
         write_model(folder / "options", _config(model, served, response_cache=cached), content)
     loads: dict[str, list[Load]] = defaultdict(list)
-    with EmbeddedTriton(folder / "options") as triton:
+    with EmbeddedTriton(folder / "options", backend=backend) as triton:
         for _ in range(rounds):
             for model in models:
                 loads[model].append(measure(triton.grpc_url, model, image, 32, seconds, 0.5))
@@ -176,7 +176,7 @@ def options(folder: Path, name: str, seconds: float, rounds: int) -> list[dict[s
     for warmup in ((), (64,)):
         repository = folder / f"warmed-{len(warmup)}"
         write_model(repository, _config("encoder", served, warmup=warmup), exact)
-        with EmbeddedTriton(repository) as triton, Client(triton.grpc_url) as client:
+        with EmbeddedTriton(repository, backend=backend) as triton, Client(triton.grpc_url) as client:
             ask = partial(client.infer, "encoder")
             first[warmup] = float(milliseconds(ask, images_like(served, 64), 1)[0])
     told = f"{name}, first request of 64 images: {first[()]:.1f} ms, warmed {first[(64,)]:.1f} ms; ratio"
@@ -193,7 +193,7 @@ def rate(load: Load) -> float:
     return load.images_per_second
 
 
-def parity(folder: Path) -> dict[str, Any]:
+def parity(folder: Path, backend: Path) -> dict[str, Any]:
     """Compare the probabilities of torch, onnxruntime and Triton over several batch sizes."""
     torch.manual_seed(0)
     encoder = SETUPS["resnet18"][0]
@@ -202,7 +202,7 @@ def parity(folder: Path) -> dict[str, Any]:
     write_model(folder, config, onnx_bytes(served))
     direct = OnnxModel(folder / "classifier" / MODEL)
     worst = {"onnxruntime": 0.0, "triton": 0.0}
-    with EmbeddedTriton(folder) as server, Client(server.grpc_url) as client:
+    with EmbeddedTriton(folder, backend=backend) as server, Client(server.grpc_url) as client:
         for size in BATCH_SIZES:
             images = images_like(served, size)
             expected = torch_outputs(served, images)
@@ -221,14 +221,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.5, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--backend", type=Path, default=BACKEND, help="folder of another backend `onnxruntime`"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(SETUPS):
-            rows += speed(Path(folder) / str(number), name, arguments.seconds, arguments.rounds)
-            rows += options(Path(folder) / f"{number}-options", name, arguments.seconds, arguments.rounds)
-        rows.append(parity(Path(folder) / "parity"))
+            how = name, arguments.seconds, arguments.rounds, arguments.backend
+            rows += speed(Path(folder) / str(number), *how)
+            rows += options(Path(folder) / f"{number}-options", *how)
+        rows.append(parity(Path(folder) / "parity", arguments.backend))
     if arguments.json:
         print(json.dumps({"cores": CORES, "load": os.getloadavg(), "rows": rows}, indent=2))
     else:

@@ -100,13 +100,12 @@ def run(
 
     from pipelines import display, local
     from pipelines.request import pipeline_arguments, resolve
+    from unlabeled.lineage.reference import newest_of
     from unlabeled.lineage.registry import Registry
 
     asked = resolve(wanted)
     registry = Registry.embedded(workspace / "registry")
-    reference = next(
-        (entry["run"] for entry in registry.runs() if entry["data"].get("source") == asked.data), ""
-    )
+    reference = newest_of(registry, asked.data)
     arguments = pipeline_arguments(asked, workspace / "cache", registry.url, registry.remote, reference)
     folder = local.open_run(workspace, arguments)
     console = Console(stderr=True)

@@ -24,7 +24,7 @@ def drift_watch(
     seed: int,
     url: str,
 ) -> Outputs:
-    """Measure, then fail where there is drift: KFP keeps no report of a step that fails, so these are two.
+    """Measure, then fail where there is drift: servers before 2.16 keep no report of a step that fails.
 
     Args:
         run: the recorded run that is served, or its stage, as `encoder#prod`; empty: the newest.

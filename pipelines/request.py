@@ -46,7 +46,12 @@ def nodes(parameters: Parameters) -> int:
 
 
 def pipeline_arguments(
-    parameters: Parameters, cache: Path, registry: str, remote: str, reference: str = "", digest: str = ""
+    parameters: Parameters,
+    cache: Path,
+    registry: str,
+    remote: str,
+    reference: str = "",
+    digest: str | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of `pipelines.training.training`, without `run`, for resolved parameters.
 
@@ -54,12 +59,12 @@ def pipeline_arguments(
         cache: folder where fetched data is kept.
         registry, remote: git URL and DVC URL of the registry; empty: the run is not pushed.
         reference: earlier run that drift is measured against.
-        digest: DVC digest that the data must have; empty: that of the data as it is now.
+        digest: DVC digest that the data must have; None: that of the data as it is now. Empty: the pipeline finds it.
     """
     values = parameters.model_dump(mode="json")
     return {
         "source": parameters.data,
-        "data_digest": digest or data_digest(parameters.data, cache),
+        "data_digest": data_digest(parameters.data, cache) if digest is None else digest,
         "code_digest": code_digest(),
         "registry": registry,
         "remote": remote,

@@ -1,6 +1,8 @@
 """The pipeline: from a source of images to a served, recorded, reported model."""
 
-from typing import NamedTuple
+import functools
+import inspect
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
@@ -11,6 +13,7 @@ from components.evaluate.component import evaluate
 from components.export.component import export
 from components.finetune.component import finetune
 from components.ingest.component import ingest
+from components.pin.component import pin
 from components.pretrain.component import pretrain
 from components.record.component import record
 from components.report.component import report
@@ -49,7 +52,7 @@ def training(
     """Every step takes the digests of data and code, so that no cache can serve a result of other data or code.
 
     Args:
-        run: name under which the run is recorded.
+        run: name under which the run is recorded; `{job}` in it becomes the beginning of KFP's id of the run.
         source: what `ingest` reads.
         data_digest: DVC's digest of the source.
         code_digest: digest of the four packages.
@@ -72,7 +75,7 @@ def training(
         remote=remote,
         **common,
     )
-    # A step of its own: of one that fails, Kubeflow keeps nothing, not even the page of what failed.
+    # A step of its own: of one that fails, servers before 2.16 keep nothing, not even the page of what failed.
     accepted = check_validation(validation=validated.outputs["validation"], **common)
     floor = baselines(
         table=table,
@@ -116,6 +119,7 @@ def training(
 
     recorded = record(
         run=run,
+        job=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         source=source,
         parameters=parameters,
         reference=reference,
@@ -137,3 +141,13 @@ def training(
     recorded.set_caching_options(enable_caching=False)
     page = report(bundle=recorded.outputs["bundle"], **common)
     return Outputs(bundle=recorded.outputs["bundle"], report=page.outputs["report"])
+
+
+@dsl.pipeline(name=training.name, description=training.description)
+@functools.wraps(training.pipeline_func)
+def training_on_fresh_data(*arguments: Any) -> Any:
+    """The same for a schedule: a digest or a reference that is empty is found anew when a run starts."""
+    asked = inspect.signature(training.pipeline_func).bind(*arguments).arguments
+    pinned = pin(**{name: asked[name] for name in pin.component_spec.inputs})
+    pinned.set_caching_options(enable_caching=False)
+    return training.pipeline_func(**{**asked, **pinned.outputs})

@@ -26,7 +26,7 @@ from serving.repository import CONFIG, model_names, read_config
 from unlabeled.errors import CheckFailed, InputError
 
 VARIABLE = "UNLABELED_TRITON"
-BACKEND = Path(__file__).parent / "backend" / "model.py"
+BACKEND = Path(__file__).parent / "backend"
 HOST = "127.0.0.1"
 # A proxy that the environment names has no business on loopback.
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -58,6 +58,7 @@ class EmbeddedTriton:
     Args:
         http_port, grpc_port, metrics_port: 0 takes a free one.
         arguments: further arguments of `tritonserver`.
+        backend: folder of the backend `onnxruntime`: ours, or a native one built for this server.
 
     Attributes:
         http_url, grpc_url, metrics_url: `127.0.0.1:PORT`.
@@ -77,10 +78,12 @@ class EmbeddedTriton:
         grpc_port: int = 0,
         metrics_port: int = 0,
         arguments: tuple[str, ...] = (),
+        backend: Path = BACKEND,
     ) -> None:
         self.repository = Path(repository).resolve()
         self.wanted_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self.arguments = arguments
+        self.backend = backend
         model_names(self.repository)
         self.environment = triton_environment()
 
@@ -173,8 +176,7 @@ class EmbeddedTriton:
         backends = self.folder / "backends"
         shutil.copytree(triton / "backends" / "python", backends / "python")
         shutil.copy(stub, backends / "python")
-        (backends / "onnxruntime").mkdir()
-        shutil.copy(BACKEND, backends / "onnxruntime")
+        shutil.copytree(self.backend, backends / "onnxruntime")
         # Debian packs Python's shared library by itself, so that it may have been put into the environment.
         libraries = (python["library"], self.environment / "lib", packages / "nvidia_pytriton.libs")
         # Nothing of our environment leaks into the server's: its stubs import their own NumPy, onnxruntime.

@@ -68,6 +68,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "schedule": {
             "enabled": True,
             "namespace": "vision",
+            "secret": "registry-credentials",
             "drift": {
                 "enabled": True,
                 "recent": "s3://inputs/recent",

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from unlabeled.digest import json_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import link_or_copy, read_json, write_json
 from unlabeled.lineage.audit import Check, Report, audit, compare, same_environment
+from unlabeled.lineage.comparison import COMPUTING
 from unlabeled.lineage.git import git
 from unlabeled.lineage.registry import Registry
 
@@ -344,6 +347,18 @@ def test_another_machine_is_not_comparable_and_the_steps_are_named(one, change, 
     [told] = reasons
     assert told.startswith(reason)
     assert record["predicate"]["steps"][3]["name"] in told
+
+
+def test_libraries_that_compute_nothing_do_not_decide_whether_bits_are_compared(one):
+    record = record_of(one[1])
+    found = record["predicate"]["runDetails"]["builder"]["environment"]["distributions"]
+    required = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower() for line in metadata.requires("unlabeled")}
+    assert required >= set(COMPUTING)
+    found["rich"]["version"] = "0"
+    assert same_environment(record) == (True, [])
+    found["scipy"]["version"] = "0"
+    comparable, [reason] = same_environment(record)
+    assert not comparable and reason.startswith("scipy 0 ")
 
 
 def test_variables_are_compared_where_they_are_known(one):

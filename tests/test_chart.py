@@ -15,7 +15,10 @@ import kubernetes_validate
 import pytest
 from chart_rendering import CHART, CUSTOM, URLS, VALUES, container, pod_specs, render, serving_pod
 from lineage_bundle import record_run
+from pipelines_server import PipelinesServer, serve
 
+from components.pretrain.train_job import VARIABLE
+from pipelines import cli
 from unlabeled.digest import tree_digest
 from unlabeled.lineage.promotion import promote
 from unlabeled.lineage.registry import Registry
@@ -70,6 +73,21 @@ def test_objects_are_valid_on_older_and_newer_clusters(chart: helm.Chart, versio
         validate(found, version)
 
 
+def test_amounts_may_be_numbers(chart: helm.Chart) -> None:
+    amounts = {"requests": {"cpu": 2, "memory": 4294967296}, "limits": {"memory": 4294967296}}
+    values = {
+        **VALUES["autoscaling"],
+        "serving": {"run": "digits-1", "resources": amounts, "modelsSize": 4294967296},
+        "autoscaling": {"enabled": True, "target": 5000},
+    }
+    objects = render(chart, values)
+    for found in objects.values():
+        validate(found, "1.30")
+    assert container(serving_pod(objects), "triton")["resources"]["requests"]["cpu"] == 2
+    metric = objects["HorizontalPodAutoscaler", ""]["spec"]["metrics"][0]["pods"]
+    assert metric["target"]["averageValue"] == "5000"
+
+
 def test_every_template_is_rendered_by_some_values(chart: helm.Chart) -> None:
     rendered = {
         name
@@ -111,6 +129,20 @@ def test_triton_is_probed_drained_and_reached(chart: helm.Chart) -> None:
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
     assert {"name": "shm", "mountPath": "/dev/shm"} in triton["volumeMounts"]
+
+
+def test_pods_that_follow_stay_in_the_service_while_they_load(chart: helm.Chart) -> None:
+    def seconds(case: str, probe: str) -> int:
+        found = container(serving_pod(render(chart, VALUES[case])), "triton")[probe]
+        return found["periodSeconds"] * found.get("failureThreshold", 3)
+
+    assert (
+        seconds("follow on a claim", "readinessProbe")
+        >= 180
+        > 30
+        >= seconds("run on a claim", "readinessProbe")
+    )
+    assert seconds("follow on a claim", "livenessProbe") <= 30
 
 
 def test_everything_selects_the_pods_and_only_them(chart: helm.Chart) -> None:
@@ -255,8 +287,9 @@ def test_network_is_closed_but_for_what_is_named(chart: helm.Chart) -> None:
     closed = render(chart, VALUES["run on a claim"])["NetworkPolicy", ""]["spec"]
     assert [rule["from"] for rule in closed["ingress"]] == [[{"podSelector": {}}]] * 2
     assert closed["egress"] == []
-    for source in ("run from URLs", "bucket"):
-        [fetching] = render(chart, VALUES[source])["NetworkPolicy", ""]["spec"]["egress"]
+    half = {"serving": {"run": "digits-1"}, "registry": {"git": URLS["git"], "claim": "registry"}}
+    for values in (VALUES["run from URLs"], VALUES["bucket"], half):
+        [fetching] = render(chart, values)["NetworkPolicy", ""]["spec"]["egress"]
         assert [port["port"] for port in fetching["ports"]] == [53, 53, 443]
 
 
@@ -300,7 +333,9 @@ def test_schedule_calls_the_command_line_with_a_projected_token(chart: helm.Char
     objects = render(chart, values)
     assert not {kind for kind, _ in objects} & {"Deployment", "Service"}
     job = objects["Job", "-schedule"]
-    assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade,post-rollback"
+    # A sidecar that goes on after the containers would keep the hook from ever finishing.
+    assert job["spec"]["template"]["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
     [pod] = pod_specs(job)
     schedule = container(pod, "schedule")
     assert schedule["args"] == [
@@ -309,7 +344,7 @@ def test_schedule_calls_the_command_line_with_a_projected_token(chart: helm.Char
         "--host=http://ml-pipeline.kubeflow.svc.cluster.local:8888",
         "--namespace=ml",
         "--experiment=unlabeled",
-        "--profile=gpu",
+        "--profile=cpu",
         f"--registry={URLS['git']}",
         f"--remote={URLS['remote']}",
         "--workspace=/tmp/workspace",
@@ -341,6 +376,31 @@ def test_schedule_options_exist(chart: helm.Chart) -> None:
             assert {argument.split("=")[0] for argument in found["args"]} <= known
 
 
+def test_the_schedule_asks_for_what_its_steps_need(
+    chart: helm.Chart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rendered Job's own arguments, given to the command line, before a server."""
+    asked = {"profile": "gpu", "gpus": 2, "cacheClaim": "checkpoints", "runtime": "fashion-unlabeled"}
+    asked["secret"] = "registry-credentials"
+    values = {**VALUES["schedule"], "schedule": {"enabled": True, "namespace": "vision", **asked}}
+    [pod] = pod_specs(render(chart, values)["Job", "-schedule"])
+    found = container(pod, "schedule")
+    with serve(PipelinesServer(namespaces=("vision",))) as server:
+        monkeypatch.setattr(sys, "argv", [*found["command"], *found["args"], f"--host={server.host}"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert not ended.value.code
+    [made] = server.recurring_runs.values()
+    [trains] = [
+        executor["container"]
+        for name, executor in made["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"].items()
+        if name == "exec-pretrain"
+    ]
+    [job] = [json.loads(one["value"]) for one in trains["env"] if one["name"] == VARIABLE]
+    assert "registry-credentials" in json.dumps(made["pipeline_spec"]["platform_spec"])
+    assert (job["gpus"], job["claim"], job["runtime"]) == (2, "checkpoints", "fashion-unlabeled")
+
+
 def test_drift_is_scheduled_beside_the_training_for_the_run_that_is_served(chart: helm.Chart) -> None:
     [pod] = pod_specs(render(chart, VALUES["everything"])["Job", "-schedule"])
     schedule, drift = container(pod, "schedule"), container(pod, "drift")
@@ -352,7 +412,7 @@ def test_drift_is_scheduled_beside_the_training_for_the_run_that_is_served(chart
         "--set=drift.alpha=0.001",
     }
     assert own <= set(drift["args"])
-    where = ("--host", "--namespace", "--experiment", "--profile", "--registry", "--remote")
+    where = ("--secret", "--host", "--namespace", "--experiment", "--profile", "--registry", "--remote")
     for option in where:
         [one], [other] = (
             [argument for argument in made["args"] if argument.startswith(option + "=")]

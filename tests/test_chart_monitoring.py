@@ -209,7 +209,11 @@ def test_monitor_scrapes_the_port_of_the_service(chart: helm.Chart) -> None:
 
 def test_custom_objects_are_made_only_where_they_are_known(chart: helm.Chart) -> None:
     values = {**VALUES["run on a claim"], "monitoring": {**MONITORING, "crds": "detect"}}
-    kinds = {kind for kind, _ in render(chart, values)}
+    objects = render(chart, values)
+    kinds = {kind for kind, _ in objects}
+    # No ServiceMonitor, so by annotation.
+    annotations = objects["Deployment", ""]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/scrape"] == "true"
     assert not kinds & {"ServiceMonitor", "PrometheusRule"} and "ConfigMap" in kinds
 
 
@@ -242,6 +246,12 @@ def test_adapter_serves_the_metric_that_the_autoscaler_asks_for(chart: helm.Char
     spec = render(chart, VALUES["autoscaling"])["HorizontalPodAutoscaler", ""]["spec"]
     assert rule["name"] == {"as": spec["metrics"][0]["pods"]["metric"]["name"]}
     assert set(rule["resources"]["overrides"]) == {"namespace", "pod"}
+    # All waiting by all requests: a mean over the models would count those that nobody asks.
+    waited, requests = rule["metricsQuery"].split(" / ")
+    assert re.fullmatch(r"sum\(increase\(nv_inference_queue_duration_us\{\S+\)\) by \(<<.GroupBy>>\)", waited)
+    assert re.fullmatch(
+        r"\(1 \+ sum\(increase\(nv_inference_request_success\{\S+\)\) by \(<<.GroupBy>>\)\)", requests
+    )
     # Two scrapes at least have to lie in each range.
     ranges = [int(seconds) for seconds in re.findall(r"\[(\d+)s\]", rule["metricsQuery"])]
     schema = json.loads((CHART / "values.schema.json").read_text())

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from chart_rendering import CHART, CLAIM, URLS
 
+WATCHED = {"serviceMonitor": {"enabled": True}, "rules": {"enabled": True}}
 SERVED = {"serving": {"run": "a"}, "registry": CLAIM}
 
 
@@ -35,6 +36,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"serving": {"exitTimeoutSeconds": 0}}, "exitTimeoutSeconds"),
     ({"serving": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}, "limits"),
     ({"serving": {"resources": {"limits": {"memory": "much"}}}}, "memory"),
+    ({"serving": {"resources": {"requests": {"cpu": -1}}}}, "cpu"),
     ({"serving": {"sharedMemorySize": "lots"}}, "sharedMemorySize"),
     ({"serving": {"tolerations": [{"key": "a", "effect": "Never"}]}}, "effect"),
     ({"serving": {"affinity": {"nodeAfinity": {}}}}, "nodeAfinity"),
@@ -61,6 +63,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"monitoring": {"rules": {"errorShare": 1}}}, "errorShare"),
     ({"monitoring": {"rules": {"queueMilliseconds": 0}}}, "queueMilliseconds"),
     ({"schedule": {"cron": "0 3 * * *"}}, "cron"),
+    ({"schedule": {"name": "Fashion nightly"}}, "name"),
     ({"schedule": {"host": "ml-pipeline:8888"}}, "host"),
     ({"schedule": {"dataDigest": "abc"}}, "dataDigest"),
     ({"schedule": {"drift": {"cron": "0 6 * * *"}}}, "cron"),
@@ -91,6 +94,7 @@ def test_schema_refuses(chart: helm.Chart, values: dict[str, Any], key: str) -> 
         ),
         ({**SERVED, "autoscaling": {"enabled": True, "minReplicas": 9}}, "minReplicas 9 is above"),
         ({"serving": {"enabled": False}, "schedule": {"enabled": True}}, "is a folder"),
+        ({**SERVED, "monitoring": {"rules": {"enabled": True}}}, "needs monitoring.serviceMonitor"),
         (
             {"registry": URLS, "schedule": {"enabled": True, "drift": {"enabled": True}}},
             "needs schedule.drift.recent",
@@ -107,10 +111,11 @@ def test_contradictions_are_told(chart: helm.Chart, values: dict[str, Any], word
     [
         (SERVED, "Triton serves run a as fashion-unlabeled.ml"),
         ({**SERVED, "serving": {"run": "a", "canary": {"enabled": True}}}, "name a serving.controlSecret"),
-        ({**SERVED, "monitoring": {"rules": {"enabled": True}}}, "Not made, for this cluster does not know"),
+        ({**SERVED, "service": {"type": "LoadBalancer"}}, "LoadBalancer: name networkPolicy.clients"),
+        ({**SERVED, "monitoring": WATCHED}, "Not made, for this cluster does not know"),
         (
             {"serving": {"enabled": False}, "registry": URLS, "schedule": {"enabled": True}},
-            "Uninstalling the chart leaves it there",
+            "disabling the schedule or renaming it leaves it there",
         ),
         (
             {"serving": {"enabled": False}, "trainer": {"enabled": True}},

@@ -46,6 +46,11 @@ def test_nothing_is_added_from_the_network_unproven(instructions: list[tuple[str
         assert "--require-hashes" in install or install.strip().endswith("--editable .")
 
 
+def test_git_reaches_a_registry_by_https_and_by_ssh(instructions: list[tuple[str, str]]) -> None:
+    [packages] = [text for name, text in instructions if name == "RUN" and " g++" in text]
+    assert {"git", "ca-certificates", "openssh-client"} <= set(packages.split())
+
+
 def test_runs_without_root(instructions: list[tuple[str, str]]) -> None:
     users = [text for name, text in instructions if name == "USER"]
     assert users and re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1])

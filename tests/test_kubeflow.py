@@ -15,20 +15,25 @@ import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
+from lineage_bundle import record_run, run_steps
 from pipelines_server import PipelinesServer, serve
 
+from components.pin.component import pin
 from components.pretrain.train_job import VARIABLE, TrainJob
+from components.record.component import record
 from pipelines import cli
 from pipelines.ablation import ablation
 from pipelines.cluster.cron import check_cron
 from pipelines.cluster.jobs import compile_pipeline, schedule, submit
-from pipelines.cluster.resources import RETRIES, STEPS, WAITING, Cluster
+from pipelines.cluster.resources import CREDENTIALS, RETRIES, STEPS, WAITING, Cluster
 from pipelines.drift import drift_watch
 from pipelines.label_efficiency import label_efficiency
-from pipelines.training import training
+from pipelines.training import training, training_on_fresh_data
 from unlabeled import progress
-from unlabeled.digest import code_digest, json_digest
+from unlabeled.digest import code_digest, dvc_digest, json_digest
 from unlabeled.errors import InputError
+from unlabeled.lineage.registry import Registry
+from unlabeled.lineage.step import Artifact
 from unlabeled.workspace import CACHE
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +112,7 @@ def test_the_watch_compiles_to_the_golden_file(tmp_path: Path) -> None:
     # The log changes under its name. The alert comes after the report, whose step has not failed.
     assert not tasks["drift"]["cachingOptions"].get("enableCache")
     assert tasks["drift-alert"]["dependentTasks"] == ["drift"]
+    assert "retryPolicy" in tasks["drift"] and "retryPolicy" not in tasks["drift-alert"]
 
 
 def test_the_watch_finds_logs_on_the_claim(tmp_path: Path) -> None:
@@ -118,7 +124,9 @@ def test_the_watch_finds_logs_on_the_claim(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pipeline", [training, ablation, label_efficiency, drift_watch], ids=lambda one: one.name
+    "pipeline",
+    [training, training_on_fresh_data, ablation, label_efficiency, drift_watch],
+    ids=lambda one: one.name,
 )
 def test_steps_ask_for_what_the_table_gives_them(pipeline: Any, tmp_path: Path) -> None:
     local = json_format.MessageToDict(pipeline.pipeline_spec)
@@ -140,15 +148,17 @@ def test_steps_ask_for_what_the_table_gives_them(pipeline: Any, tmp_path: Path) 
     assert "resources" not in json.dumps(local) and "retryPolicy" not in json.dumps(local)
 
 
-def test_every_task_is_retried_and_the_run_has_an_end(compiled: Path) -> None:
+def test_every_task_but_a_gate_is_retried_and_the_run_has_an_end(compiled: Path) -> None:
     spec, platform = documents(compiled)
     dags = [
         component["dag"] for component in [spec["root"], *spec["components"].values()] if "dag" in component
     ]
-    tasks = [task for dag in dags for name, task in dag["tasks"].items() if not name.startswith("for-loop")]
+    tasks = {name: task for dag in dags for name, task in dag["tasks"].items() if "for-loop" not in name}
     assert len(tasks) == 13
-    assert all(task["retryPolicy"]["maxRetryCount"] == RETRIES for task in tasks)
-    assert all(task["retryPolicy"]["backoffDuration"] == "30s" for task in tasks)
+    # A gate would fail three times over.
+    assert "retryPolicy" not in tasks.pop("check-validation")
+    assert all(task["retryPolicy"]["maxRetryCount"] == RETRIES for task in tasks.values())
+    assert all(task["retryPolicy"]["backoffDuration"] == "30s" for task in tasks.values())
     assert platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"] == 72 * 3600
 
 
@@ -164,6 +174,45 @@ def test_gpus_go_to_the_steps_that_use_them(tmp_path: Path) -> None:
         accelerator = containers[name]["resources"]["accelerator"]
         assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
     assert VARIABLE not in environment(containers["pretrain"])
+
+
+@pytest.mark.parametrize("pipeline", [training_on_fresh_data, drift_watch], ids=["training", "drift"])
+def test_the_steps_that_use_the_registry_have_its_credentials(pipeline: Any, tmp_path: Path) -> None:
+    compile_pipeline(tmp_path / "pipeline.yaml", pipeline, Cluster(secret="registry-credentials"))
+    _, settings = executors(tmp_path / "pipeline.yaml")
+    for name, one in settings.items():
+        source = (ROOT / "components" / name / "component.py").read_text()
+        if "registry: str" not in source:
+            assert "secretAsEnv" not in one, name
+            continue
+        (secret,) = one["secretAsEnv"]
+        # A registry by HTTPS and another by SSH need not have the same keys.
+        assert (secret["secretName"], secret["optional"]) == ("registry-credentials", True)
+        keys = {key["secretKey"]: key["envVar"] for key in secret["keyToEnv"]}
+        assert keys == {key: key for key in CREDENTIALS}
+
+
+def test_git_sends_the_credentials_that_a_pod_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.server_address[1]}"
+        monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", f"http.{url}/.extraHeader")
+        monkeypatch.setenv("GIT_CONFIG_VALUE_0", "Authorization: Basic dXNlcjp0b2tlbg==")
+        with pytest.raises(InputError):
+            Registry(f"{url}/runs.git", "s3://runs/store").runs()
+        listener.shutdown()
+    assert set(seen) == {"Basic dXNlcjp0b2tlbg=="}
 
 
 def test_for_several_nodes_pretraining_waits_and_the_nodes_get_what_it_asked_for(compiled: Path) -> None:
@@ -358,7 +407,16 @@ def test_the_commands_speak_to_the_server(
             code, out, error = unlabeled(monkeypatch, capsys, "submit", *request, *given)
             assert (code, out) == (2, ""), name
             assert words in error and error.count("\n") == 1, error
-        options = ("--host", server.host, "--namespace", "ml", "--cache-claim", "checkpoints")
+        options = (
+            "--host",
+            server.host,
+            "--namespace",
+            "ml",
+            "--cache-claim",
+            "checkpoints",
+            "--secret",
+            "store",
+        )
         nodes = ("--set", "pretrain.simclr.training.nodes=2", "--methods", "simclr")
         code, out, error = unlabeled(monkeypatch, capsys, "submit", *request, *options, *nodes)
         assert code == 0, error
@@ -375,8 +433,121 @@ def test_the_commands_speak_to_the_server(
     assert parameters["methods"][0]["training"] == {"nodes": 2}
     # As many threads as the step has cores, however many this machine has.
     assert parameters["threads"] == parameters["training_parameters"]["threads"] == STEPS["pretrain"].cpu
+    for started in (run, again):
+        settings = started["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]
+        assert settings["executors"]["exec-record"]["secretAsEnv"][0]["secretName"] == "store"
     assert VARIABLE in json.dumps(run["pipeline_spec"]) and VARIABLE not in json.dumps(again["pipeline_spec"])
-    assert again["runtime_config"]["parameters"]["run"] == "nightly-[[ScheduledTime]]"
+    assert again["runtime_config"]["parameters"]["run"] == "nightly-{job}"
+
+
+def test_each_run_of_a_schedule_is_recorded_under_a_name_of_its_own(tmp_path: Path) -> None:
+    compile_pipeline(tmp_path / "pipeline.yaml")
+    given = documents(tmp_path / "pipeline.yaml")[0]["root"]["dag"]["tasks"]["record"]["inputs"]["parameters"]
+    # The server replaces this constant where it is the whole value, and only there.
+    assert given["job"] == {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
+    registry = Registry.embedded(tmp_path / "registry")
+    artifacts = run_steps(tmp_path / "steps", size=20)
+    several = {
+        kind: [artifacts[name] for name in sorted(artifacts) if re.fullmatch(rf"methods/\w+/{kind}", name)]
+        for kind in ("model", "labels", "evaluation")
+    }
+    for job in ("0a1b2c3d-17f5-4c2e", "99887766-17f5-4c2e", "99887766-17f5-4c2e"):
+        record.python_func(
+            run="nightly-{job}",
+            job=job,
+            source="mini",
+            parameters="{}",
+            reference="",
+            registry=registry.url,
+            remote=registry.remote,
+            data_digest=dvc_digest(artifacts["raw"].path),
+            code_digest=code_digest(),
+            models=several["model"],
+            labels=several["labels"],
+            evaluations=several["evaluation"],
+            model_labels=artifacts["labels"],
+            bundle=Artifact(str(tmp_path / f"bundle-{time.monotonic_ns()}")),
+            **{name: one for name, one in artifacts.items() if "/" not in name and name != "labels"},
+        )
+    # A step that is tried again has the same id.
+    assert {row["run"] for row in registry.runs()} == {"nightly-0a1b2c3d", "nightly-99887766"}
+
+
+def test_every_step_of_a_scheduled_run_takes_what_its_first_step_pins(tmp_path: Path) -> None:
+    compile_pipeline(tmp_path / "pipeline.yaml", training_on_fresh_data)
+    spec = documents(tmp_path / "pipeline.yaml")[0]
+    tasks = spec["root"]["dag"]["tasks"]
+    assert not tasks["pin"]["cachingOptions"].get("enableCache"), "what lies there changes under its name"
+    held = {"componentInputParameter": "data_digest"}, {"componentInputParameter": "reference"}
+    for name, task in tasks.items():
+        given = task["inputs"]["parameters"].values()
+        assert any(value in held for value in given) is (name == "pin"), name
+    assert tasks["validate"]["inputs"]["parameters"]["reference"] == {
+        "taskOutputParameter": {"producerTask": "pin", "outputParameterKey": "reference"}
+    }
+    assert spec["pipelineInfo"]["name"] == "unlabeled-training", "the cache is the pipeline's"
+
+
+def test_the_pin_holds_what_it_is_given_and_finds_what_it_is_not(tmp_path: Path) -> None:
+    registry = Registry.embedded(tmp_path / "registry")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"one")
+
+    def pinned(source: str = str(folder), digest: str = "", reference: str = "") -> tuple[str, str]:
+        return pin.python_func(
+            source=source,
+            data_digest=digest,
+            reference=reference,
+            registry=registry.url,
+            remote=registry.remote,
+            code_digest=code_digest(),
+        )
+
+    before = pinned()
+    assert before == (dvc_digest(folder), "")
+    record_run(registry, tmp_path / "first", "mini-1")
+    (folder / "b.png").write_bytes(b"two")
+    assert pinned()[0] == dvc_digest(folder) != before[0]
+    assert pinned("mini", "0" * 32 + ".dir") == ("0" * 32 + ".dir", "mini-1")
+    assert pinned(digest="a", reference="mini-0") == ("a", "mini-0")
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 32 + ".dir"])
+def test_a_schedule_takes_the_data_of_the_day_unless_it_is_given_a_digest(
+    digest: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    records = ("--registry", "https://git.example.com/runs.git", "--remote", "s3://runs/store")
+    with serve(PipelinesServer()) as server:
+        options = ("--cron", "0 0 3 * * *", "--host", server.host, "--data-digest", digest)
+        # The folder is on the claim, not here.
+        data = ("--profile", "smoke", "--data", "/cache/images")
+        code, _, error = unlabeled(monkeypatch, capsys, "schedule", *data, *records, *options)
+    assert code == 0, error
+    (made,) = server.recurring_runs.values()
+    assert made["runtime_config"]["parameters"]["data_digest"] == digest
+    tasks = made["pipeline_spec"]["pipeline_spec"]["root"]["dag"]["tasks"]
+    assert ("pin" in tasks) is not bool(digest)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--name", "Fashion nightly"), "cannot name a run"),
+        (("--data", "fashion-mnits"), "did you mean 'fashion-mnist'"),
+    ],
+)
+def test_a_schedule_whose_runs_would_fail_is_not_made(
+    option: tuple[str, str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    records = ("--registry", "https://git.example.com/runs.git", "--remote", "s3://runs/store")
+    with serve(PipelinesServer()) as server:
+        options = ("--cron", "0 0 3 * * *", "--host", server.host, *option)
+        code, out, error = unlabeled(
+            monkeypatch, capsys, "schedule", "--profile", "smoke", *records, *options
+        )
+    assert (code, out) == (2, "") and server.requests == []
+    assert words in error and error.count("\n") == 1
 
 
 def test_the_watch_is_scheduled_beside_the_training(
@@ -398,7 +569,7 @@ def test_the_watch_is_scheduled_beside_the_training(
             code, out, error = unlabeled(monkeypatch, capsys, "schedule", *records, *cron, *options)
             assert (code, out) == (2, ""), name
             assert words in error and error.count("\n") == 1, error
-        options = (*watch, "--set", "drift.alpha=0.001", "--seed", "3")
+        options = (*watch, "--set", "drift.alpha=0.001", "--seed", "3", "--secret", "registry-credentials")
         code, out, error = unlabeled(monkeypatch, capsys, "schedule", *records, *cron, *options)
         assert code == 0, error
         code, _, error = unlabeled(monkeypatch, capsys, "submit", *records, *cron[2:], *options)
@@ -417,6 +588,7 @@ def test_the_watch_is_scheduled_beside_the_training(
     )
     assert parameters["parameters"]["alpha"] == 0.001 and parameters["code_digest"] == code_digest()
     assert made["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "unlabeled-drift"
+    assert "registry-credentials" in json.dumps(made) and "registry-credentials" in json.dumps(submitted)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def classifier(digits_table: Path, model_folder: Path) -> Classifier:
 def batch(digits_table: Path) -> Batch:
     images = torch.from_numpy(ImageTable(digits_table).images(np.arange(80)))
     targets = torch.from_numpy(ImageTable(digits_table).labels(np.arange(16)))
-    return Batch(images[:16], targets, images[16:], torch.arange(64), 1.0)
+    return Batch(images[:16], targets, torch.arange(64), lambda: images[16:], 1.0)
 
 
 def statistics(classifier: Classifier) -> dict[str, torch.Tensor]:

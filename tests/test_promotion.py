@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,19 @@ def test_what_gto_assigns_and_takes_away_is_followed(registry):
     assert (held.run, held.version) == ("equal", "v3.0.0")
     gto("deprecate", "encoder", "v3.0.0", "prod")
     assert at_stage(registry, "prod") == first
+    again = promote(registry, "equal", "prod", first)
+    assert again.version == "v3.0.0"
+    time.sleep(1.1)  # tags tell seconds
+    gto("deprecate", "encoder", "v3.0.0")
+    assert at_stage(registry, "prod") == first
+    gto("deprecate", "encoder")
+    assert at_stage(registry, "prod") is None
+
+
+def test_a_tag_made_by_hand_keeps_nobody_from_promoting(registry):
+    git("tag", "encoder#prod#v2", "run/good", folder=registry.url)
+    assert at_stage(registry, "prod") is None
+    assert promote(registry, "good", "prod", None) == at_stage(registry, "prod")
 
 
 def test_back_to_what_the_stage_held_before(registry, ask):

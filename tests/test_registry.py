@@ -22,6 +22,7 @@ from unlabeled.files import read_json
 from unlabeled.lineage import commit
 from unlabeled.lineage import registry as registry_module
 from unlabeled.lineage.audit import audit
+from unlabeled.lineage.commit import is_folder
 from unlabeled.lineage.git import git
 from unlabeled.lineage.registry import Registry, reference_table
 from unlabeled.lineage.store import Store
@@ -349,12 +350,25 @@ def test_hostile_git_settings_of_the_user_change_nothing(tmp_path, monkeypatch):
         (hooks / name).chmod(0o755)
     (tmp_path / "ignore").write_text("*.json\n*.dvc\n")
     settings = f"[core]\n autocrlf = true\n hooksPath = {hooks}\n excludesFile = {tmp_path}/ignore\n"
+    settings += f' attributesFile = {tmp_path}/attributes\n[filter "no"]\n clean = false\n required = true\n'
+    settings += "[commit]\n gpgSign = true\n[tag]\n gpgSign = true\n[push]\n gpgSign = true\n"
+    (tmp_path / "attributes").write_text("* filter=no\n")
     (tmp_path / "config").write_text(settings + "[init]\n defaultBranch = other\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     registry = Registry.embedded(tmp_path / "registry")
     record_run(registry, tmp_path / "one", "one")
     assert sound(registry, "one")
+
+
+def test_a_folder_is_told_from_an_url_as_git_does(tmp_path, monkeypatch):
+    assert [is_folder(url) for url in ("ws/git", "/home/a@b/git", "./a:b/git")] == [True] * 3
+    assert not any(is_folder(url) for url in ("git@host:runs.git", "host:runs.git", "https://host/runs.git"))
+    monkeypatch.chdir(tmp_path)
+    registry = Registry("us@here/git", "us@here/store")
+    record_run(registry, tmp_path / "one", "one")
+    monkeypatch.chdir("/")
+    assert sound(registry, "one") and (tmp_path / "us@here" / "git").is_dir()
 
 
 def _record(folder, work, run, seed, barrier, queue):

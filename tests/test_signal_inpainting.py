@@ -9,6 +9,7 @@ from scipy.sparse.linalg import spsolve
 from signal_training import train
 from torch import Tensor, nn
 
+from unlabeled.errors import InputError
 from unlabeled.nets.discriminator import Discriminator
 from unlabeled.nets.encoder import Encoder
 from unlabeled.signals.recovery.inpainting import HOLES, Inpainting, adversarial_losses, hole_error, hole_psnr
@@ -355,3 +356,11 @@ def test_losses_are_float32_under_autocast(adversarial: float) -> None:
         loss, values = signal.loss(images_of(16, 3))
     assert loss.dtype == torch.float32 and all(value.dtype == torch.float32 for value in values.values())
     loss.backward()
+
+
+def test_images_too_small_for_the_discriminator_are_refused_in_words() -> None:
+    encoder = Encoder("small_resnet", 16, 1, (1, 4, 4), 0.3, 0.2)
+    with pytest.raises(InputError, match=r"adversarial: 0"):
+        Inpainting(encoder)
+    loss, _ = Inpainting(encoder, adversarial=0)(torch.randint(0, 256, (8, 1, 4, 4)).byte(), torch.arange(8))
+    assert loss.isfinite()

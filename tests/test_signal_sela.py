@@ -100,16 +100,16 @@ def test_a_reassignment_balances_one_head_over_the_images_seen() -> None:
 
 
 def test_heads_take_turns_more_often_early_in_the_run() -> None:
-    signal = signal_of(reassignments=8)
+    signal = signal_of(reassignments=7)
     turns: list[tuple[int, int]] = []
     signal.reassign = lambda head: turns.append((number, head))  # type: ignore[method-assign]
     for number in range(64):
         signal.progress = number / 64
         signal.after_step()
     assert [head for _, head in turns] == [0, 1, 2, 0, 1, 2, 0]
-    # The i-th of 8 at a share of (i / 8)²: steps i² of 64.
+    # The i-th of 7 at a share of (i / 8)²: steps i² of 64.
     assert [number for number, _ in turns] == [i * i for i in range(1, 8)]
-    again = signal_of(reassignments=8)
+    again = signal_of(reassignments=7)
     again.load_state_dict(signal.state_dict())
     assert again.assigned == 7
 

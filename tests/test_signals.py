@@ -16,7 +16,8 @@ from unlabeled.signals import all_signals, find_signal, method_settings
 from unlabeled.signals.bottleneck.autoencoder import Autoencoder, sparsity_divergence
 from unlabeled.signals.contrast.simclr import SimCLR, nt_xent
 from unlabeled.signals.signal import Signal
-from unlabeled.training.precision import bfloat16_nets
+from unlabeled.training.loop import compile_nets
+from unlabeled.training.precision import bfloat16_nets, nets_of
 
 METHODS = tuple(all_signals())
 SHAPES = [(1, 8, 8), (3, 8, 8), (1, 28, 28), (3, 33, 33), (1, 96, 96)]
@@ -76,6 +77,32 @@ def test_every_method_trains_on_gray_and_colour_of_any_size(method: str, shape: 
     assert picture is not None and picture.shape[2:] == shape
     assert len(picture) == len(signal.picture_rows) <= 8 and picture.shape[1] <= 8
     assert picture.min() >= 0 and picture.max() <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_and_compiled_code_reach_every_layer(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layer below a net is called but by a net that is compiled, and each computes in bfloat16."""
+    signal, inside = signal_for(method, (1, 16, 16)), []
+    layers = [
+        layer
+        for net in nets_of(signal)
+        for layer in net.modules()
+        if layer is not net and isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
+
+    def record_compiled(net: nn.Module) -> None:
+        net.register_forward_pre_hook(lambda *_: inside.append(net))
+        net.register_forward_hook(lambda *_: inside.pop() and None)
+
+    def check(layer: nn.Module, _: Any, output: Tensor) -> None:
+        assert inside and output.dtype == torch.bfloat16, layer
+
+    monkeypatch.setattr(nn.Module, "compile", record_compiled)
+    compile_nets(signal)
+    for layer in layers:
+        layer.register_forward_hook(check)
+    with bfloat16_nets(signal, torch.device("cpu")):
+        run(signal, images_of(signal.encoder.image_shape))
 
 
 @pytest.mark.parametrize("method", METHODS)

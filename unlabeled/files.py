@@ -22,6 +22,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     temporary = room / path.name
     try:
         yield temporary
+        temporary.lstat()  # what is not there replaces nothing
         if path.is_dir() and not path.is_symlink():
             os.replace(path, room / "replaced")
         os.replace(temporary, path)

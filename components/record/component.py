@@ -6,6 +6,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def record(
     run: str,
+    job: str,
     source: str,
     parameters: str,
     reference: str,
@@ -42,6 +43,7 @@ def record(
     artifacts |= {"repository": repository, "index": index, "serving": serving}
     with step("record", artifacts, {"bundle": bundle}, code_digest) as result:
         data = {"source": source, "digest": data_digest, "reference": reference}
+        name = run.replace("{job}", job[:8])
         result.update(
-            record(run, artifacts, json.loads(parameters), data, registry, remote, Path(bundle.path))
+            record(name, artifacts, json.loads(parameters), data, registry, remote, Path(bundle.path))
         )

@@ -44,6 +44,7 @@ REPORT = Step(cpu=1, memory=2, hours=1)
 WAITING = Step(cpu=1, memory=2, hours=25)
 
 STEPS = {
+    "pin": DATA,
     "ingest": DATA,
     "validate": DATA,
     "check_validation": REPORT,
@@ -64,15 +65,28 @@ STEPS = {
     "drift": SERVING,
     "drift_alert": REPORT,
 }
-# They keep something between tries: fetched data, checkpoints. Drift finds there what applications log.
-CACHED = {"ingest", "pretrain", "compare_labels", "drift"}
-# A lost node or an evicted pod: any step may be done again, and a training goes on from its checkpoint.
+# They keep something between tries: fetched data, checkpoints. Data may lie there, and what applications log.
+CACHED = {"pin", "ingest", "pretrain", "compare_labels", "drift"}
+# A program that fails, or an evicted pod: a step may be done again, and a training goes on from its checkpoint. A pod
+# that is gone with its node is an error to Argo, not a failure, and KFP leaves Argo to try only failures again.
 RETRIES, BACKOFF = 2, "30s"
+# Their failure is an answer, and the same each time.
+GATES = {"check_validation", "drift_alert"}
 # Of the processes and loaders of one step; it counts as memory.
 SHARED_MEMORY = "2Gi"
 # A run that hangs must not hold the schedule for ever.
 RUN_HOURS = 72
 CACHE_FOLDER = "/cache"
+# What git and AWS clients read from their environment; a Secret holds those that its registry asks for.
+CREDENTIALS = (
+    "GIT_CONFIG_COUNT",
+    "GIT_CONFIG_KEY_0",
+    "GIT_CONFIG_VALUE_0",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,7 @@ class Cluster:
         cache_claim: PersistentVolumeClaim for fetched data and checkpoints, so that a retried training resumes;
             steps that run at once, on several nodes, all write to it. Empty: none.
         runtime: the Kubeflow Trainer runtime that several nodes, or several GPUs of one, train with.
+        secret: Secret with the registry's credentials, keys of CREDENTIALS. Empty: none.
 
     Raises:
         InputError: several nodes, and no claim.
@@ -94,6 +109,7 @@ class Cluster:
     nodes: int = 1
     cache_claim: str = ""
     runtime: str = "torch-distributed"
+    secret: str = ""
 
     def __post_init__(self) -> None:
         if self.train_jobs and not self.cache_claim:
@@ -137,6 +153,9 @@ def _settle(task: dsl.PipelineTask, cluster: Cluster) -> None:
     if cluster.cache_claim and name in CACHED:
         environment[CACHE] = CACHE_FOLDER
         kubernetes.mount_pvc(task, cluster.cache_claim, CACHE_FOLDER)
+    if cluster.secret and "registry" in task.component_spec.inputs:
+        keys = {key: key for key in CREDENTIALS}
+        kubernetes.use_secret_as_env(task, cluster.secret, keys, optional=True)
     if name == "pretrain" and cluster.train_jobs:
         environment[TRAIN_JOB] = json.dumps(asdict(_train_job(step, cluster)), sort_keys=True)
         step = WAITING
@@ -147,7 +166,8 @@ def _settle(task: dsl.PipelineTask, cluster: Cluster) -> None:
     # The task's own setters do the same, and look through the whole stack each time: seconds, in a test.
     task.container_spec.resources = resources
     task.container_spec.env = {**environment, "OMP_NUM_THREADS": str(step.cpu)}
-    task.set_retry(RETRIES, backoff_duration=BACKOFF)
+    if name not in GATES:
+        task.set_retry(RETRIES, backoff_duration=BACKOFF)
     kubernetes.set_timeout(task, step.hours * 3600)
     kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
 

@@ -49,11 +49,18 @@ Namespace = Annotated[str | None, typer.Option(help="Kubernetes namespace of the
 RegistryUrl = Annotated[str, typer.Option("--registry", help="Git URL of the registry.")]
 Remote = Annotated[str, typer.Option(help="URL of the registry's DVC remote.")]
 Digest = Annotated[str, typer.Option("--data-digest", help="DVC digest of data that is not on this machine.")]
+HeldDigest = Annotated[
+    str,
+    typer.Option("--data-digest", help="DVC digest to hold to; default: that of the data when a run starts."),
+]
 Gpus = Annotated[int, typer.Option(min=0, help="GPUs of a node that trains; 0: none.")]
 CacheClaim = Annotated[
     str, typer.Option(help="PersistentVolumeClaim for checkpoints; several nodes need one.")
 ]
 Runtime = Annotated[str, typer.Option(help="Kubeflow Trainer runtime for several nodes.")]
+Secret = Annotated[
+    str, typer.Option(help="Secret with the registry's credentials, for the steps that use it.")
+]
 TORCH_RUNTIME = "torch-distributed"
 
 
@@ -69,11 +76,12 @@ def compile_(
     nodes: Annotated[int, typer.Option(min=1, help="The most nodes that training.nodes may ask for.")] = 1,
     cache_claim: CacheClaim = "",
     runtime: Runtime = TORCH_RUNTIME,
+    secret: Secret = "",
 ) -> None:
     """Compile the pipeline for Kubeflow."""
     from pipelines.cluster.jobs import Cluster, compile_pipeline
 
-    cluster = Cluster(gpus, nodes, cache_claim, runtime)
+    cluster = Cluster(gpus, nodes, cache_claim, runtime, secret)
     compile_pipeline(output, _pipeline(pipeline), cluster, kubernetes, namespace)
     print(output)
 
@@ -85,16 +93,16 @@ def submit(
     methods: Methods = None, seed: Seed = None, set_: Set = None, parameters: ParametersFile = None,
     gpus: Gpus = 0, cache_claim: CacheClaim = "", runtime: Runtime = TORCH_RUNTIME,
     workspace: Workspace = DEFAULT_WORKSPACE, pipeline: Which = Pipeline.TRAINING, served: ServedRun = "",
-    recent: RecentInputs = "", url: ServerUrl = "",
+    recent: RecentInputs = "", url: ServerUrl = "", secret: Secret = "",
 ) -> None:  # fmt: skip
     """Start one run on Kubeflow."""
     asked = parameters_of(profile, data, methods, seed, set_, parameters)
     _check_options(pipeline, data, data_digest, methods, gpus, served, recent, url)
     if pipeline == Pipeline.DRIFT:
-        name, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim)
+        name, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim, secret)
     else:
         name, arguments, cluster = _request(
-            asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
+            asked, data_digest or None, registry, remote, gpus, cache_claim, runtime, secret, workspace
         )
 
     from pipelines.cluster.jobs import submit as start
@@ -112,40 +120,49 @@ def schedule(
         typer.Option(help="Name of the recurring run; one of that name is replaced. Default: unlabeled[-drift]."),
     ] = None,
     experiment: Experiment = "unlabeled", namespace: Namespace = None, profile: Profile = "cpu",
-    data: Data = None, data_digest: Digest = "", methods: Methods = None, seed: Seed = None, set_: Set = None,
+    data: Data = None, data_digest: HeldDigest = "", methods: Methods = None, seed: Seed = None, set_: Set = None,
     parameters: ParametersFile = None, gpus: Gpus = 0, cache_claim: CacheClaim = "",
     runtime: Runtime = TORCH_RUNTIME, workspace: Workspace = DEFAULT_WORKSPACE,
     pipeline: Which = Pipeline.TRAINING, served: ServedRun = "", recent: RecentInputs = "", url: ServerUrl = "",
+    secret: Secret = "",
 ) -> None:  # fmt: skip
     """Run a pipeline on Kubeflow again and again."""
     from pipelines.cluster.cron import check_cron
+    from unlabeled.data import sources
+    from unlabeled.lineage.commit import check_name
 
     check_cron(cron)
     asked = parameters_of(profile, data, methods, seed, set_, parameters)
     _check_options(pipeline, data, data_digest, methods, gpus, served, recent, url)
     if pipeline == Pipeline.DRIFT:
         name = name or "unlabeled-drift"
-        _, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim)
+        _, arguments, cluster = _watch(asked, registry, remote, served, recent, url, cache_claim, secret)
     else:
         name = name or "unlabeled"
+        check_name(f"{name}-0")
+        if not data_digest and "/" not in asked.data:  # a name is known here, a path is one of the pods
+            sources.data_digest(asked.data, workspace / "cache")
         _, arguments, cluster = _request(
-            asked, data_digest, registry, remote, gpus, cache_claim, runtime, workspace
+            asked, data_digest, registry, remote, gpus, cache_claim, runtime, secret, workspace
         )
 
     from pipelines.cluster.jobs import schedule as repeat
 
-    arguments = {"run": f"{name}-[[ScheduledTime]]"} | arguments
-    print(repeat(host, experiment, name, cron, arguments, namespace, cluster, _pipeline(pipeline)))
+    # Every run of a schedule has these arguments: `record` puts KFP's id of the run in place of the last word.
+    arguments = {"run": f"{name}-{{job}}"} | arguments
+    what = _pipeline(pipeline, fresh=not data_digest)
+    print(repeat(host, experiment, name, cron, arguments, namespace, cluster, what))
 
 
-def _pipeline(name: Pipeline) -> Any:
+def _pipeline(name: Pipeline, fresh: bool = False) -> Any:
+    """Return what is to run; fresh: on the data as they are when it starts."""
     if name == Pipeline.DRIFT:
         from pipelines.drift import drift_watch
 
         return drift_watch
-    from pipelines.training import training
+    from pipelines.training import training, training_on_fresh_data
 
-    return training
+    return training_on_fresh_data if fresh else training
 
 
 def _check_options(
@@ -163,7 +180,7 @@ def _check_options(
 
 
 def _watch(
-    asked: Any, registry: str, remote: str, run: str, recent: str, url: str, claim: str
+    asked: Any, registry: str, remote: str, run: str, recent: str, url: str, claim: str, secret: str
 ) -> tuple[str, dict[str, Any], Any]:
     """Return the same as `_request`, for drift; its `run` is the one that is served."""
     from pipelines.cluster.resources import Cluster
@@ -181,11 +198,19 @@ def _watch(
         "parameters": asked.drift.model_dump(mode="json"),
         "seed": asked.seed,
     }
-    return "drift", arguments, Cluster(cache_claim=claim)
+    return "drift", arguments, Cluster(cache_claim=claim, secret=secret)
 
 
 def _request(
-    asked: Any, digest: str, registry: str, remote: str, gpus: int, claim: str, runtime: str, workspace: Path
+    asked: Any,
+    digest: str | None,
+    registry: str,
+    remote: str,
+    gpus: int,
+    claim: str,
+    runtime: str,
+    secret: str,
+    workspace: Path,
 ) -> tuple[str, dict[str, Any], Any]:
     """Return the data's name, the pipeline's arguments without `run`, and what the cluster is to give."""
     from pipelines import request
@@ -196,4 +221,8 @@ def _request(
     training = asked.training.model_copy(update={"threads": threads})
     asked = request.resolve(asked.model_copy(update={"training": training}), on_cluster=True)
     arguments = request.pipeline_arguments(asked, workspace / "cache", registry, remote, digest=digest)
-    return request.short_name(asked.data), arguments, Cluster(gpus, request.nodes(asked), claim, runtime)
+    return (
+        request.short_name(asked.data),
+        arguments,
+        Cluster(gpus, request.nodes(asked), claim, runtime, secret),
+    )

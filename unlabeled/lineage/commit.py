@@ -20,8 +20,8 @@ Each recorded run is a commit with the tag `run/<id>`: `git tag`, `git log --all
 
 
 def is_folder(url: str) -> bool:
-    """Tell a folder from the URL of a repository elsewhere (`https://…`, `git@host:…`)."""
-    return "://" not in url and "@" not in url
+    """Tell a folder from the URL of a repository elsewhere (`https://…`, `git@host:…`), as git does."""
+    return "://" not in url and ":" not in url.partition("/")[0]
 
 
 def check_name(run: str) -> None:

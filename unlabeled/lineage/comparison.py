@@ -1,8 +1,6 @@
 """A recorded run against a fresh execution of it: the same bits, or which step differs first."""
 
-import re
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,11 @@ from unlabeled.lineage.tracked import LEADERBOARD, RECORD
 # Another machine sums in another order: absolute for scores up to 1, relative for the rest.
 TOLERANCE = 0.03
 TIMINGS = ("images_per_second", "seconds")
+# Of the libraries that this package asks for, those that its artifacts' bytes come from.
+COMPUTING = (
+    "numpy", "onnx", "onnxruntime-gpu", "onnxscript", "pandas", "pillow", "pyarrow", "safetensors", "scikit-image",
+    "scikit-learn", "scipy", "torch", "torchvision",
+)  # fmt: skip
 
 
 def same_environment(
@@ -23,7 +26,7 @@ def same_environment(
 ) -> tuple[bool, list[str]]:
     """Tell whether a fresh execution must give the bits of a recorded one, and every reason why not.
 
-    Compared is what decides bits: the code, Python, the libraries that the code asks for, and each step's
+    Compared is what decides bits: the code, Python, the libraries that compute, and each step's
     processor, instruction set, cores, GPUs, variables and, where both are known, torch.
 
     Args:
@@ -39,7 +42,7 @@ def same_environment(
         machines = {step["name"]: step["machine"] for step in fresh["predicate"]["steps"]}
     pairs = [("code", dependency(recorded, "code")["digest"]["tree"], code)]
     pairs += [(name, theirs[name], ours[name]) for name in ("python", "implementation")]
-    pairs += [(name, _version(theirs, name), _version(ours, name)) for name in _required()]
+    pairs += [(name, _version(theirs, name), _version(ours, name)) for name in COMPUTING]
     reasons = [f"{name} {a}, here {b}" for name, a, b in pairs if a != b]
     a, b = theirs["variables"], ours["variables"]
     if a != b:
@@ -130,13 +133,6 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
         elif key not in TIMINGS and not isinstance(value, str | list | bool):
             flat[prefix + key] = value
     return flat
-
-
-def _required() -> list[str]:
-    """The libraries that this package asks for: of all that is installed, what its results can depend on."""
-    lines = [line for line in metadata.requires("unlabeled") or [] if "extra ==" not in line]
-    names = [re.split(r"[^A-Za-z0-9._-]", line)[0] for line in lines]
-    return sorted({re.sub(r"[-_.]+", "-", name).lower() for name in names})
 
 
 def _version(environment: Mapping[str, Any], name: str) -> str:

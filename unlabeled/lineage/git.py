@@ -6,8 +6,16 @@ from pathlib import Path
 
 from unlabeled.errors import InputError
 
-# What is committed is committed as it is: no line endings changed, no hooks of the user's.
-SETTINGS = ("-c", "core.autocrlf=false", "-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
+# What is committed is committed as it is: no line endings changed, no hooks,
+# filters or signatures of the user's.
+SETTINGS = tuple(
+    part
+    for setting in (
+        "core.autocrlf=false", "core.hooksPath=/dev/null", "core.attributesFile=/dev/null", "advice.detachedHead=false",
+        "commit.gpgSign=false", "tag.gpgSign=false", "push.gpgSign=false",
+    )
+    for part in ("-c", setting)
+)  # fmt: skip
 # A server that sends nothing for so long is given up.
 STALLED_SECONDS = 60
 NAME, EMAIL = "unlabeled", "unlabeled@localhost"

@@ -41,7 +41,7 @@ class Promotion:
 def history(registry: Registry, stage: str) -> list[Promotion]:
     """Return what was promoted to a stage, oldest first; the last one is at the stage now.
 
-    As GTO has it, the later tag goes before, and a version that was taken from the stage counts no more.
+    As GTO has it, the later tag wins, and a version that was taken from the stage, or deprecated, counts no more.
 
     Raises:
         InputError: git cannot read the registry.
@@ -52,14 +52,16 @@ def history(registry: Registry, stage: str) -> list[Promotion]:
     runs = _runs(registry)
     versions = _versions(registry)
     found: list[Promotion] = []
-    for name, commit, seconds in _by_time(registry.tags(f"{ARTIFACT}#*")):
+    for name, commit, seconds in _by_time(registry.tags(f"{ARTIFACT}#*", f"{ARTIFACT}@*")):
         tag = parse_name(name, raise_on_fail=False)
-        if not tag or tag["stage"] != stage or commit not in runs:
+        if not tag or tag.get("stage", stage) != stage or commit not in runs:
             continue
         if tag["action"] is Action.ASSIGN:
             found.append(Promotion(runs[commit], versions.get(commit, commit[:7]), stage, seconds))
-        else:
+        elif tag["action"] in (Action.UNASSIGN, Action.DEREGISTER):
             found = [promotion for promotion in found if promotion.run != runs[commit]]
+        elif tag["action"] is Action.DEPRECATE:
+            found = []
     return found
 
 
@@ -159,9 +161,10 @@ def promote(
 def _push(registry: Registry, promotion: Promotion) -> bool:
     """Push the tags of a promotion; False where another promoter took one of their names before."""
     taken = {name for name, _, _ in registry.tags(f"{ARTIFACT}@*", f"{ARTIFACT}#*")}
-    counters = [
-        int(name.split("#")[2]) for name in taken if name.startswith(f"{ARTIFACT}#{promotion.stage}#")
-    ]
+    numbered = f"{ARTIFACT}#{promotion.stage}#"
+    # Tags made by hand may end in anything.
+    ends = [name.removeprefix(numbered) for name in taken if name.startswith(numbered)]
+    counters = [int(end) for end in ends if end.isdecimal()]
     # Two promoters to one stage want the same number: git lets one of them have it.
     wanted = {
         f"{ARTIFACT}@{promotion.version}": f"Version {promotion.version}: run {promotion.run}",
@@ -223,6 +226,8 @@ def _versions(registry: Registry) -> dict[str, str]:
             found[commit] = tag["version"]
         elif tag and tag.get("action") is Action.DEREGISTER:
             found.pop(commit, None)
+        elif tag and tag.get("action") is Action.DEPRECATE:
+            found = {}
     return found
 
 
@@ -232,4 +237,10 @@ def _runs(registry: Registry) -> dict[str, str]:
 
 
 def _by_time(tags: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
-    return sorted(tags, key=lambda tag: tag[2])
+    """Return tags by their seconds; of one second, as GTO numbers them."""
+
+    def number(name: str) -> int:
+        end = name.rpartition("#")[2]
+        return int(end) if end.isdecimal() else 0
+
+    return sorted(tags, key=lambda tag: (tag[2], number(tag[0])))

@@ -36,7 +36,10 @@ class Registry:
     """
 
     def __init__(self, url: str, remote: str) -> None:
-        self.url, self.remote = str(url), str(remote)
+        # Git works in folders of its own, where a relative path would lead elsewhere.
+        self.url, self.remote = (
+            str(Path(place).absolute()) if is_folder(place) else place for place in (str(url), str(remote))
+        )
         self._mirror: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod

@@ -53,8 +53,9 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return np.array([[mean(key, *dict.fromkeys((a, b))) for b in names] for a in names])
 
     linear, contrastive = matrix("linear"), matrix("contrastive_accuracy")
-    noise, freedom = _noise(measured)
+    noise, freedom = _noise(measured, "linear")
     error = noise / seeds**0.5
+    contrastive_error = _noise(measured, "contrastive_accuracy")[0] / seeds**0.5
     return {
         "transforms": names,
         "linear": linear.tolist(),
@@ -66,27 +67,33 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "no_single_suffices": _no_single_suffices(names, linear, error, freedom),
             "best_pair": _best_pair(names, linear, error, freedom),
             "order_matters": _order_matters(names, linear, error, freedom),
-            "contrastive_accuracy_misleads": _contrastive_accuracy_misleads(linear, contrastive),
+            "contrastive_accuracy_misleads": _contrastive_accuracy_misleads(
+                linear, contrastive, contrastive_error, freedom
+            ),
         },
         "published": _published(names, linear),
     }
 
 
-def _noise(measured: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> tuple[float, int]:
+def _noise(measured: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]], key: str) -> tuple[float, int]:
     """Return the standard deviation over seeds, pooled over the trained cells, and its degrees of freedom."""
-    repeated = [
-        [cell["linear"] for cell in some] for names, some in measured.items() if names and len(some) > 1
-    ]
+    repeated = [[cell[key] for cell in some] for names, some in measured.items() if names and len(some) > 1]
     freedom = sum(len(values) - 1 for values in repeated)
     squares = sum(np.var(values) * len(values) for values in repeated)
     return max(LEAST_NOISE, float(np.sqrt(squares / freedom))), freedom
 
 
-def _answer(standard_errors: float, freedom: int) -> str:
-    """Return yes or no where a two-sided t test tells a difference from 0, else unclear."""
-    if abs(standard_errors) < stats.t.ppf((1 + CONFIDENCE) / 2, freedom):
-        return "unclear"
-    return "yes" if standard_errors > 0 else "no"
+def _answer(standard_errors: float, freedom: int, rivals: int = 1) -> str:
+    """Return yes or no where a two-sided t test tells a difference from 0, else unclear.
+
+    Args:
+        rivals: the difference is that from the best of so many, who is best by luck too: a no asks for more
+            (Bonferroni), a yes does not.
+    """
+    error = (1 - CONFIDENCE) / 2
+    if standard_errors >= stats.t.isf(error, freedom):
+        return "yes"
+    return "no" if standard_errors <= -stats.t.isf(error / rivals, freedom) else "unclear"
 
 
 def _no_single_suffices(
@@ -128,7 +135,7 @@ def _best_pair(names: Sequence[str], linear: np.ndarray, error: float, freedom: 
         # The error of a mean of two orders is error / √2, of a difference of two such means it is error.
         difference = both[claimed] - both[rivals[0]]
         result |= {
-            "answer": _answer(difference / error, freedom),
+            "answer": _answer(difference / error, freedom, len(rivals)),
             "difference": difference,
             "standard_errors": difference / error,
         }
@@ -152,15 +159,20 @@ def _order_matters(names: Sequence[str], linear: np.ndarray, error: float, freed
     }
 
 
-def _contrastive_accuracy_misleads(linear: np.ndarray, contrastive: np.ndarray) -> dict[str, Any]:
+def _contrastive_accuracy_misleads(
+    linear: np.ndarray, contrastive: np.ndarray, error: float, freedom: int
+) -> dict[str, Any]:
     """Compare the contrastive accuracy of the half of the cells with the worse features with the others'."""
     order = linear.ravel().argsort()
     worse, better = (
         contrastive.ravel()[order[: len(order) // 2]],
         contrastive.ravel()[order[len(order) // 2 :]],
     )
+    # Two orders of a pair are two measurements, one transform alone is one.
+    standard_errors = (worse.mean() - better.mean()) / (error * (1 / len(worse) + 1 / len(better)) ** 0.5)
     return {
-        "answer": "yes" if worse.mean() >= better.mean() else "no",
+        "answer": _answer(standard_errors, freedom),
+        "standard_errors": float(standard_errors),
         "worse_half": float(worse.mean()),
         "better_half": float(better.mean()),
         "correlation": _rank_correlation(linear, contrastive),

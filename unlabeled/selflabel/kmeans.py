@@ -20,7 +20,7 @@ def fit_kmeans(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Fit k-means: Lloyd's algorithm from k-means++ starts (Arthur & Vassilvitskii 2007), best of `restarts`.
 
-    Beyond 20,000 images all restarts run on the same random 20,000, so that their inertias compare, and the
+    Beyond 20,000 images (K if more) all restarts run on the same random ones, so that their inertias compare, and the
     best one goes on over all images.
 
     An image belongs to the centroids c softly, p = softmax(-|z - c|^2 / (2 temperature)): the posterior of a
@@ -34,9 +34,9 @@ def fit_kmeans(
         weight, float32 (K, D), and bias, float32 (K,), of the logits; inertia (mean squared distance to the
         nearest centroid) and temperature.
     """
-    sample = z
-    if len(z) > RESTART_IMAGES:
-        sample = z[np.sort(np.random.default_rng(seed).choice(len(z), RESTART_IMAGES, replace=False))]
+    sample, size = z, max(RESTART_IMAGES, k)
+    if len(z) > size:
+        sample = z[np.sort(np.random.default_rng(seed).choice(len(z), size, replace=False))]
     best: KMeans | None = None
     # scikit-learn adds up its threads' parts in the order they end: one thread alone repeats bit for bit.
     with threadpool_limits(1, user_api="openmp"), warnings.catch_warnings():

@@ -86,11 +86,11 @@ def fit_sela(
 
 
 def starts(z: np.ndarray, k: int, parameters: SelfLabel, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the heads' first weights (H, K, D) and biases (H, K): k-means, each on 5,000 images of its own."""
+    """Return the heads' first weights (H, K, D) and biases (H, K): k-means, each on images of its own, 5,000 or K."""
     rng, once = np.random.default_rng(seed), parameters.model_copy(update={"restarts": 1})
     heads = []
     for head in range(parameters.heads):
-        drawn = z[rng.choice(len(z), min(len(z), START_IMAGES), replace=False)]
+        drawn = z[rng.choice(len(z), min(len(z), max(START_IMAGES, k)), replace=False)]
         heads.append(fit_kmeans(drawn, k, once, seed + head)[:2])
     weights, biases = zip(*heads, strict=True)
     return torch.from_numpy(np.stack(weights)), torch.from_numpy(np.stack(biases))

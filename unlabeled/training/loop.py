@@ -14,11 +14,12 @@ from unlabeled import progress
 from unlabeled.data.batches import Batches
 from unlabeled.distributed import broadcast, processes, rank
 from unlabeled.errors import CheckFailed
+from unlabeled.nets.encoder import Encoder
 from unlabeled.parameters import Training
 from unlabeled.signals.signal import Signal
 from unlabeled.training.checkpoints import load_checkpoint, save_checkpoint
 from unlabeled.training.optimizers import build_optimizer
-from unlabeled.training.precision import bfloat16_nets
+from unlabeled.training.precision import bfloat16_nets, nets_of
 from unlabeled.training.schedule import learning_rate_share
 
 
@@ -53,9 +54,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         metrics, resumed_at = state["metrics"], state["step"]
     if training.compile == "yes":
-        # The nets alone: views draw from PyTorch's generators, which compiled code would replace by its own.
-        for net in signal.children():
-            net.compile()
+        compile_nets(signal)
     model = parallel(signal, device)
     shape = training.schedule, training.warmup_share, training.cooldown_share
     with bfloat16_nets(signal, device, training.precision == "bfloat16"):
@@ -93,6 +92,13 @@ def train(
 def step_seed(seed: int, step: int) -> int:
     """Return the seed of a step on this rank: 64 bits mixed from seed, step and rank."""
     return int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def compile_nets(signal: Signal) -> None:
+    """Compile the nets alone: views draw from PyTorch's generators, which compiled code would replace by its own."""
+    for net in nets_of(signal):
+        # An encoder has two ways in, `forward` and `feature_map`; both call its net.
+        (net.net if isinstance(net, Encoder) else net).compile()
 
 
 def parallel(signal: Signal, device: torch.device) -> nn.Module:

@@ -18,9 +18,15 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
+def nets_of(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the nets that a module is made of: its children, and those in its lists, which nobody calls."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else (child,)
+
+
 @contextmanager
-def bfloat16_nets(nets: nn.Module, device: torch.device, enabled: bool = True) -> Iterator[None]:
-    """Let the children of a module compute in bfloat16 until the context ends; they still return float32.
+def bfloat16_nets(module: nn.Module, device: torch.device, enabled: bool = True) -> Iterator[None]:
+    """Let the nets of a module compute in bfloat16 until the context ends; they still return float32.
 
     Their weights stay float32, and so does all that is done between two nets: views, and losses, in which a
     rounding of 1/256 would be a large part of what is learned from.
@@ -37,7 +43,7 @@ def bfloat16_nets(nets: nn.Module, device: torch.device, enabled: bool = True) -
 
     entries = [
         (net, name)
-        for net in nets.children()
+        for net in nets_of(module)
         for name in ("forward", "feature_map")
         if enabled and hasattr(net, name)
     ]

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 def grid_blocks(images: Tensor, share: float, block: int = 4) -> Tensor:
     """Return holes, bool (B, 1, H, W): `share` of the squares of a grid of `block` pixels, drawn per image.
 
-    The number of squares is the same for every image, rounded; those at the right and lower border may be cut.
+    The number of squares is the same for every image, rounded, one at least unless `share` is 0; those at the right
+    and lower border may be cut.
     """
     rows, columns = (-(-size // block) for size in images.shape[-2:])
     scores = torch.rand(len(images), rows * columns, device=images.device)
-    chosen = scores.argsort(1).argsort(1) < round(share * rows * columns)
+    chosen = scores.argsort(1).argsort(1) < max(share > 0, round(share * rows * columns))
     holes = chosen.view(-1, 1, rows, columns).repeat_interleave(block, 2).repeat_interleave(block, 3)
     return holes[..., : images.shape[2], : images.shape[3]]
 

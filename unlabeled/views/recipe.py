@@ -21,6 +21,8 @@ def contrastive_view(
 ) -> Tensor:
     """Return a random view of each image: crop, colour jitter, gray, blur, as SimCLR has them (Chen et al. 2020).
 
+    The jitter alone differs: they leave it out in a fifth of the views.
+
     Args:
         images: uint8 (B, C, H, W).
         crop: settings of `random_crop`: area, aspect, flip, degrees.

@@ -87,9 +87,14 @@ limits:
   {{- end }}
 {{- end }}
 
-{{/* "true" where the registry is a folder, that is on the claim. */}}
+{{/* "true" where the registry, or one part of it, is a folder, that is on the claim. */}}
 {{- define "unlabeled.folder" -}}
 {{- if or (hasPrefix "/" .Values.registry.git) (hasPrefix "/" .Values.registry.remote) }}true{{ end -}}
+{{- end }}
+
+{{/* "true" where the registry, or one part of it, is a URL. */}}
+{{- define "unlabeled.url" -}}
+{{- if not (and (hasPrefix "/" .Values.registry.git) (hasPrefix "/" .Values.registry.remote)) }}true{{ end -}}
 {{- end }}
 
 {{- define "unlabeled.dns" -}}
@@ -134,6 +139,9 @@ limits:
 - --registry={{ .Values.registry.git }}
 - --remote={{ .Values.registry.remote }}
 - --workspace=/tmp/workspace
+{{- with .Values.schedule.secret }}
+- --secret={{ . }}
+{{- end }}
 {{- end }}
 
 {{/* A container that makes a recurring run, without its name and arguments. */}}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -29,16 +30,21 @@ class Batch:
     Attributes:
         images: uint8 (B, C, H, W), labelled.
         targets: int64 (B,), their classes.
-        unlabelled: uint8 (U, C, H, W).
-        numbers: int64 (U,), the positions of those in `Task.unlabelled`.
+        numbers: int64 (U,), positions in `Task.unlabelled`.
+        read_unlabelled: reads the images at `numbers`.
         progress: share of the steps that is done, 0 to 1.
     """
 
     images: Tensor
     targets: Tensor
-    unlabelled: Tensor
     numbers: Tensor
+    read_unlabelled: Callable[[], Tensor]
     progress: float
+
+    @cached_property
+    def unlabelled(self) -> Tensor:
+        """The images at `numbers`, uint8 (U, C, H, W), read when a loss asks for them."""
+        return self.read_unlabelled()
 
 
 Loss = Callable[[Classifier, Batch], Tensor]
@@ -105,8 +111,8 @@ def train_semi_supervised(
             batch = Batch(
                 images(task.labelled[labelled]),
                 torch.from_numpy(task.targets[labelled]).to(device),
-                images(task.unlabelled[numbers]),
                 torch.from_numpy(numbers).to(device),
+                partial(images, task.unlabelled[numbers]),
                 step / parameters.steps,
             )
             value = loss(classifier, batch)

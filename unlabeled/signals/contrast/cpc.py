@@ -65,7 +65,10 @@ class CPC(Signal):
         projection_dim: Annotated[int, Field(ge=2, description="dimension of the embeddings compared")] = 64,
         context_dim: Annotated[int, Field(ge=4, description="channels of the context network")] = 128,
         context_blocks: Annotated[
-            int, Field(ge=1, description="residual blocks of it; each sees a row further")
+            int,
+            Field(
+                ge=1, description="residual blocks of it; each sees a row further, of grid - first_distance"
+            ),
         ] = 1,
         crop: Annotated[float, Field(gt=0, le=1, description="smallest share of the image in a crop")] = 0.8,
         patch_crop: Annotated[float, Field(gt=0, le=1, description="smallest share of a patch kept")] = 1.0,

@@ -1,6 +1,5 @@
 """Dense equivariance: features move with the image (Thewlis et al. 2017, NeurIPS)."""
 
-import copy
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -187,11 +186,10 @@ class DenseEquivariance(Signal):
         def matched(descriptors: Tensor) -> Tensor:
             return error(cells[0][nearest(*descriptors.flatten(2).chunk(2))])
 
-        random_init = copy.deepcopy(self).train()
-        for layer in random_init.modules():
-            if callable(reset := getattr(layer, "reset_parameters", None)):
-                reset()
-        random = random_init.describe(random_init.encoder.feature_map(pair))
+        encoder = Encoder(**self.encoder.settings)
+        dim = self.head.out_channels // self.upsampling**2
+        untrained = type(self)(encoder, dim, self.upsampling).to(pair.device).train()
+        random = untrained.describe(untrained.encoder.feature_map(pair))
         return {
             "match_error": matched(F.normalize(descriptors, dim=1)),
             "match_error_stayed": error(cells),

@@ -117,8 +117,8 @@ class SeLa(Signal):
             indices, labels = (gather(part) for part in self._seen)
             self.labels[indices] = labels
             self._seen = None
-        # The i-th of n comes after a share of (i/n)² of the run.
-        if self.assigned < int(self.reassignments * self.progress**0.5):
+        # The i-th of n comes after a share of (i / (n + 1))² of the run.
+        if self.assigned < int((self.reassignments + 1) * self.progress**0.5):
             self.reassign(int(self.assigned) % self.shape[0])
             self.assigned += 1
 

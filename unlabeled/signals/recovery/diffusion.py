@@ -83,13 +83,13 @@ class Diffusion(Signal):
     def after_step(self) -> None:
         self.updates += 1
         # A young average is that of few steps: the weights at the start are soon forgotten.
-        decay = min(self.decay, self.updates.item() / (self.updates.item() + 10))
-        for average, net in ((self.average_encoder, self.encoder), (self.average_unet, self.unet)):
-            for mean, value in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
-                if mean.is_floating_point():
-                    mean.lerp_(value, 1 - decay)
-                else:
-                    mean.copy_(value)
+        decay = (self.updates / (self.updates + 10)).clamp(max=self.decay)
+        means, values = (
+            [value for net in nets for value in net.state_dict().values() if value.is_floating_point()]
+            for nets in ((self.average_encoder, self.average_unet), (self.encoder, self.unet))
+        )
+        torch._foreach_mul_(means, decay)
+        torch._foreach_add_(means, torch._foreach_mul(values, 1 - decay))
 
     def denoiser(self, noised: Tensor, t: Tensor) -> Tensor:
         """Return the noise that the averaged weights see in images x_t, int64 t (B,) in 1 … T."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.errors import InputError
 from unlabeled.measures.reconstruction import psnr
 from unlabeled.nets.decoder import Decoder
 from unlabeled.nets.discriminator import Discriminator, discriminator_loss, judge_frozen
@@ -99,6 +100,10 @@ class Inpainting(Signal):
         ] = 8,
     ) -> None:
         super().__init__(encoder)
+        if adversarial and min(encoder.image_shape[1:]) < 8:
+            raise InputError(
+                "inpainting: the discriminator needs images of 8 px; set pretrain.inpainting.adversarial: 0"
+            )
         self.decoder = Decoder(encoder.feature_dim, encoder.image_shape, width, float(encoder.mean))
         self.discriminator = Discriminator(encoder.image_shape, discriminator_width) if adversarial else None
         self.register_buffer("mean_colour", encoder.mean.repeat(encoder.image_shape[0]).view(-1, 1, 1))
