@@ -129,7 +129,9 @@ class EmbeddedTriton:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             code = self.process.wait()
-            raise CheckFailed(f"Triton ended unasked, with code {code}: {self._errors()}")
+            # Ended by a signal, it says nothing worth reading.
+            reason = f": {self._errors()}" if code else ""
+            raise CheckFailed(f"Triton ended unasked, with code {code}{reason}")
 
     def control(self, action: str, model: str) -> None:
         """`load` or `unload` a model; a loaded one is read again while what was loaded before keeps serving.
