@@ -26,6 +26,7 @@ from unlabeled.lineage.commit import is_folder
 from unlabeled.lineage.git import git
 from unlabeled.lineage.registry import Registry, reference_table
 from unlabeled.lineage.store import Store
+from unlabeled.lineage.verification import verify
 
 FORK = multiprocessing.get_context("fork")
 
@@ -337,9 +338,24 @@ def test_a_remote_that_is_no_folder(tmp_path):
         assert registry.push("one", bundle)["mended"] == [oid]
         del _ObjectServer.objects[path]
         assert "is missing in the store" in audit(registry, "one").differences[0].what
+        (tmp_path / "file").touch()
+        with pytest.raises(
+            InputError, match=r"cannot bring raw/.* of run one into .*file: .*Not a directory"
+        ):
+            registry.fetch("one", tmp_path / "file", ["raw"])
     finally:
         server.shutdown()
         server.server_close()
+    for read in (lambda: audit(registry, "one"), lambda: list(verify(registry))):
+        with pytest.raises(
+            InputError, match=rf"cannot read the DVC remote {registry.remote}: Cannot connect"
+        ):
+            read()
+
+
+def test_no_registry_is_not_a_sound_one(tmp_path):
+    with pytest.raises(InputError, match=r"there is no registry at .*typo"):
+        list(verify(Registry(str(tmp_path / "typo.git"), str(tmp_path / "store"))))
 
 
 def test_hostile_git_settings_of_the_user_change_nothing(tmp_path, monkeypatch):

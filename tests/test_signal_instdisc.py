@@ -157,6 +157,18 @@ def test_draws_cover_the_images_and_repeat_with_the_seed() -> None:
     assert len({int(number) for _ in range(100) for number in memory.draw(20)}) == 50
 
 
+def test_negatives_are_the_batch_and_what_was_seen_before_each_once() -> None:
+    memory, indices, own = MemoryBank(20, 6, 0.0), torch.tensor([3, 0, 19]), unit(3, 6, 1)
+    others, same = memory.negatives(indices, own, 50)
+    # Before anything was seen only the others of the batch are left.
+    assert torch.equal(others[(~same).any(0)], own)
+    assert torch.equal(~same[:, -3:], ~torch.eye(3, dtype=torch.bool)) and same[:, :-3].all()
+    memory.vectors.data = unit(20, 6)
+    own = memory.vectors[indices]
+    loss, _ = memory_nce(own, own, *memory.negatives(indices, own, 50))
+    assert loss.item() == pytest.approx(F.cross_entropy(own @ memory.vectors.T / 0.07, indices).item(), rel=1e-4)
+
+
 def test_draws_estimate_the_whole_softmax() -> None:
     """Their logits, shifted by how many images each of them stands for, give the loss over all images."""
     memory, z = unit(2000, 16), unit(1, 16, 1)
@@ -201,11 +213,10 @@ def test_it_overfits_one_batch_and_wrong_numbers_bring_it_to_chance() -> None:
 
 
 def test_the_first_loss_is_analytic() -> None:
-    """One image in every place: its view finds it no better than any of the empty places, at cosine 1."""
+    """One image in every place: its view finds it no better than the seven others; nobody else was seen."""
     signal = plain_view(instdisc(100, temperature=1.0)).eval()
     loss, _ = signal(random_images(1).expand(8, -1, -1, -1), torch.arange(8))
-    # 99 empty places of similarity 0 against one of 1.
-    assert loss.item() == pytest.approx(math.log1p(99 / math.e), abs=1e-5)
+    assert loss.item() == pytest.approx(math.log(8), abs=1e-5)
 
 
 def test_the_memory_changes_after_the_step_alone_and_is_no_trained_weight() -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,10 +29,16 @@ def file_digest(path: Path | str, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def stream_digests(file: BinaryIO) -> Digests:
-    """Return sha256, md5 and size of what is left in an open binary file, in one pass."""
-    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+def blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield what is left in an open binary file, 1 MiB at a time."""
     while block := file.read(1 << 20):
+        yield block
+
+
+def stream_digests(content: Iterable[bytes]) -> Digests:
+    """Return sha256, md5 and size of a file's content, given block by block, in one pass."""
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    for block in content:
         sha256.update(block)
         md5.update(block)
         size += len(block)

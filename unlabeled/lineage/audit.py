@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unlabeled.errors import InputError
 from unlabeled.lineage.comparison import compare, same_environment
-from unlabeled.lineage.evidence import Evidence
+from unlabeled.lineage.evidence import MALFORMED, Evidence
 from unlabeled.lineage.findings import Check, Difference, Report
 from unlabeled.lineage.registry import Registry
 from unlabeled.lineage.signature import fingerprint
@@ -38,7 +38,7 @@ def audit(registry: Registry, run: str, key: Path | None = None) -> Report:
         return _unreadable(run, str(error))
     try:
         return _examined(Evidence(registry, run, record), key, signer)
-    except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+    except MALFORMED as error:
         return _unreadable(run, f"has not the form of a record: {error!r}")
 
 

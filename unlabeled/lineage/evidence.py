@@ -22,6 +22,8 @@ from unlabeled.lineage.tracked import LEADERBOARD, RECORD, SIGNATURE
 
 # Files of a run's commit that are no evidence: where the remote lies, what git ignores.
 NO_EVIDENCE = re.compile(r"\.dvc/.*|\.gitignore|\.dvcignore|README\.md")
+# What a record that has not the form of one raises where it is read.
+MALFORMED = (KeyError, TypeError, AttributeError, ValueError, StopIteration)
 ONNX = re.compile(r"repository/([^/]+)/\d+/model\.onnx")
 
 

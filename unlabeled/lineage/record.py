@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled import __version__
-from unlabeled.digest import Digests, files_below, json_digest, stream_digests
+from unlabeled.digest import Digests, blocks, files_below, json_digest, stream_digests
 from unlabeled.errors import CheckFailed
 from unlabeled.files import atomic_path, link_or_copy, read_json, write_json
 from unlabeled.lineage.chain import Content, Step, open_inputs, ordered
@@ -232,7 +232,7 @@ def _descriptor(name: str, file: Digests) -> dict[str, Any]:
 
 def _digests(path: Path) -> Digests:
     with open(path, "rb") as file:
-        return stream_digests(file)
+        return stream_digests(blocks(file))
 
 
 def _time(seconds: float) -> str:

@@ -8,7 +8,6 @@ import difflib
 import io
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -147,7 +146,7 @@ class Registry:
             paths: files or folders of the bundle, as `model` or `table/table.parquet`; None: all of it.
 
         Raises:
-            InputError: the run or a path does not exist.
+            InputError: the run or a path does not exist, the remote cannot be reached, or the folder not written.
             CheckFailed: a file is missing on the remote or damaged there.
         """
         record, folder = self.show(run), Path(folder)
@@ -168,16 +167,23 @@ class Registry:
                 raise InputError(f"the record of run {run} is broken: {name} leads out of the bundle")
         for name in wanted:
             try:
-                with store.open(content.md5[name]) as source, atomic_path(folder / name) as temporary:
+                with atomic_path(folder / name) as temporary:
                     with open(temporary, "wb") as copy:
-                        shutil.copyfileobj(source, copy, 1 << 20)
+                        copy.writelines(store.read(content.md5[name]))
                     if file_digest(temporary) != content.sha256[name]:
                         raise CheckFailed(f"run {run}: {name} is damaged in the registry's store")
             except FileNotFoundError:
                 raise CheckFailed(f"run {run}: {name} is missing in the registry's store") from None
+            except OSError as error:
+                raise InputError(f"cannot bring {name} of run {run} into {folder}: {error}") from None
         for name in tracked:
             write_bytes(folder / name, self.read(run, name))
         return [folder / name for name in wanted + tracked]
+
+    @property
+    def absent(self) -> bool:
+        """The git repository is a folder that is not there (yet); one elsewhere shows when it is read."""
+        return is_folder(self.url) and not Path(self.url).exists()
 
     def require(self, run: str) -> None:
         """Raise InputError, with the nearest name, where there is no such run."""
@@ -192,7 +198,7 @@ class Registry:
         Raises:
             InputError: git cannot read the registry.
         """
-        if is_folder(self.url) and not Path(self.url).exists():
+        if self.absent:
             return []
         form = "--format=%(refname:lstrip=2) %(*objectname) %(taggerdate:unix)"
         try:
@@ -216,7 +222,7 @@ class Registry:
                 raise InputError(f"cannot read the registry {self.url}: {error}") from None
 
     def _names(self) -> list[str]:
-        if is_folder(self.url) and not Path(self.url).exists():
+        if self.absent:
             return []
         try:
             return self._git("for-each-ref", "--format=%(refname:lstrip=3)", TAGS).decode().split()

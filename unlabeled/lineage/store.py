@@ -7,12 +7,12 @@ anywhere. DVC itself is content that an object is there; here every object is re
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from unlabeled import progress
-from unlabeled.digest import Digests, stream_digests
+from unlabeled.digest import Digests, blocks, stream_digests
 from unlabeled.errors import CheckFailed, InputError
 
 # A remote of this name in the user's own DVC configuration adds its settings: endpoint, credentials.
@@ -47,9 +47,8 @@ class Store:
         except Exception as error:  # plug-ins raise what they like
             raise InputError(f"cannot use {url} as a DVC remote: {_one_line(error)}") from None
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        """Open an object for reading.
+    def read(self, name: str) -> Iterator[bytes]:
+        """Yield an object's content, block by block.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -58,20 +57,18 @@ class Store:
         """
         try:
             with self._objects.fs.open(self._objects.oid_to_path(name), "rb") as file:
-                yield file
-        except (FileNotFoundError, InputError, CheckFailed):
-            raise
+                yield from blocks(file)
         except Exception as error:  # as above
-            if self._objects.fs.protocol == "local":
+            if self._objects.fs.protocol == "local" or _not_there(error):
                 raise
             # S3 says no more than "Forbidden" to a wrong secret.
             hint = "; check its credentials" if isinstance(error, PermissionError) else ""
-            raise InputError(f"cannot read the DVC remote {self.url}: {_one_line(error)}{hint}") from None
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+            raise InputError(f"cannot read the DVC remote {self.url}: {_one_line(cause)}{hint}") from None
 
     def digests(self, name: str) -> Digests:
-        """Read an object to its end and return its digests; raises what `open` raises."""
-        with self.open(name) as file:
-            return stream_digests(file)
+        """Read an object to its end and return its digests; raises what `read` raises."""
+        return stream_digests(self.read(name))
 
     def add(self, objects: Mapping[str, Path | bytes]) -> list[str]:
         """Bring objects to the remote, and read every one of them back.
@@ -87,8 +84,8 @@ class Store:
             InputError: the remote cannot be reached or written.
         """
         # S3's client takes minutes to tell of each upload that no server is there, and seconds of a read.
-        with suppress(FileNotFoundError), self.open(next(iter(objects), "0" * 32)):
-            pass
+        with suppress(FileNotFoundError):
+            next(self.read(next(iter(objects), "0" * 32)), b"")
         try:
             self._send({name: objects[name] for name in objects if not self._objects.exists(name)})
             damaged = self._damaged(objects)
@@ -126,5 +123,14 @@ class Store:
         return damaged
 
 
-def _one_line(error: Exception) -> str:
+def _not_there(error: Exception) -> bool:
+    """Tell an object that is not there from a web server that does not answer: fsspec raises the same for both."""
+    from aiohttp import ClientError
+
+    cause = error.__cause__
+    unanswered = isinstance(cause, ClientError) and getattr(cause, "status", 0) != 404
+    return isinstance(error, FileNotFoundError) and not unanswered
+
+
+def _one_line(error: BaseException | None) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from unlabeled.errors import InputError
-from unlabeled.lineage.evidence import Evidence
+from unlabeled.lineage.evidence import MALFORMED, Evidence
 from unlabeled.lineage.findings import Check, Difference, Report
 from unlabeled.lineage.registry import Registry
 from unlabeled.lineage.store import Store
@@ -19,16 +19,27 @@ def verify(registry: Registry) -> Iterator[Report]:
     Raises:
         InputError: there is no registry, or its DVC remote cannot be reached.
     """
+    if registry.absent:
+        raise InputError(f"there is no registry at {registry.url}")
     hashed = cache(Store(registry.remote).digests)
     for row in registry.runs():
         run = row["run"]
         try:
-            evidence = Evidence(registry, run, registry.show(run), hashed)
+            record = registry.show(run)
+        except InputError as error:
+            yield _unreadable(run, error)
+            continue
+        try:
+            evidence = Evidence(registry, run, record, hashed)
             checks = [
                 Check("the record is intact", tuple(evidence.of_record())),
                 Check("every artifact is in the store with the recorded bytes", tuple(evidence.of_store())),
             ]
             yield Report(run, row["digest"], checks)
-        except (InputError, KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
-            broken = Difference("record", RECORD, f"cannot be read: {error}")
-            yield Report(run, "", [Check("the record is intact", (broken,))])
+        except MALFORMED as error:
+            yield _unreadable(run, error)
+
+
+def _unreadable(run: str, error: Exception) -> Report:
+    broken = Difference("record", RECORD, f"cannot be read: {error}")
+    return Report(run, "", [Check("the record is intact", (broken,))])

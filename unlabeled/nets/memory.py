@@ -54,6 +54,26 @@ class MemoryBank(nn.Module):
             return torch.arange(images, device=device)
         return gather(torch.randint(images, (count,), device=device))[:count]
 
+    def negatives(self, indices: Tensor, own: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return what to tell a batch's images from: each other, and others that were seen before.
+
+        Early on few images are in the memory, and nearly nothing but the batch is there to differ from.
+
+        Args:
+            indices: int64 (B,), the images' numbers.
+            own: what is remembered of them, (B, D), as `recall` returns it.
+            count: K, images drawn from the memory.
+
+        Returns:
+            Vectors (K + P · B, D), P processes, and bool (B, K + P · B): true where one is no negative, as the own
+            image, one never seen, or one of the batch, which is there already.
+        """
+        drawn, batch = self.draw(count), gather(indices)
+        vectors = self.vectors[drawn]
+        none = torch.isin(drawn, batch) | ~vectors.any(1)
+        same = torch.cat((none.expand(len(indices), -1), indices.unsqueeze(1) == batch), 1)
+        return torch.cat((vectors, gather(own))), same
+
     def remember(self, indices: Tensor, embeddings: Tensor) -> None:
         """Keep embeddings (B, D) of a batch for `update`, which comes after the optimizer's step."""
         self._seen = indices, F.normalize(embeddings.detach().float(), dim=1)
@@ -78,7 +98,7 @@ def memory_logits(z: Tensor, own: Tensor, others: Tensor, same: Tensor, temperat
         z: embeddings (B, D) of any length.
         own: what is remembered of each one's image, (B, D).
         others: what is remembered of images to tell it from, (K, D).
-        same: bool (B, K), true where one of the others is the own image.
+        same: bool (B, K), true where one of the others is no negative: the own image.
 
     Returns:
         Cosine similarities over temperature, float (B, 1 + K): the own image first, -inf where it comes again.

@@ -33,7 +33,7 @@ Jitter = Annotated[
 class InstDisc(Signal):
     """Instance discrimination, one view of each image per step, in SimCLR's views.
 
-    The softmax runs over the own image and a fresh draw of the memory, the whole memory where that is no
+    The softmax runs over the batch and a fresh draw of the memory, the whole memory where that is no
     larger: one formula for both, where noise-contrastive estimation has a normalisation constant to estimate.
     """
 
@@ -74,9 +74,8 @@ class InstDisc(Signal):
     def forward(self, images: Tensor, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         own = self.memory.recall(indices, lambda: self.embed(images))
         z = self.embed(images)
-        others = self.memory.draw(self.negatives)
-        same = indices.unsqueeze(1) == others
-        loss, accuracy = memory_nce(z, own, self.memory.vectors[others], same, self.temperature)
+        others, same = self.memory.negatives(indices, own, self.negatives)
+        loss, accuracy = memory_nce(z, own, others, same, self.temperature)
         self.memory.remember(indices, z)
         return loss, {"instance_accuracy": accuracy}
 

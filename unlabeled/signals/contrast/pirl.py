@@ -77,8 +77,7 @@ class PIRL(InstDisc):
     def forward(self, images: Tensor, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         own = self.memory.recall(indices, lambda: self.embed(images))
         jigsaw, image = self.embed_jigsaw(images), self.embed(images)
-        numbers = self.memory.draw(self.negatives)
-        others, same = self.memory.vectors[numbers], indices.unsqueeze(1) == numbers
+        others, same = self.memory.negatives(indices, own, self.negatives)
         jigsaw_loss, jigsaw_accuracy = memory_nce(jigsaw, own, others, same, self.temperature)
         image_loss, image_accuracy = memory_nce(image, own, others, same, self.temperature)
         self.memory.remember(indices, image)
