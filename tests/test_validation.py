@@ -354,7 +354,7 @@ def test_page_holds_everything_itself(build: Callable[..., Path], tmp_path: Path
     judge(table, reference=table / "table.parquet")
     page = (tmp_path / "validation" / "index.html").read_text()
     assert "test images equal to a train image" in page and "00014 repeats 00003" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 2 and "500 images from <b>digits</b>" in page
     assert "http" not in page and "<script" not in page and str(tmp_path) not in page
 
 
