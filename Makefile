@@ -23,7 +23,7 @@ test-fast: .venv/test-ready .venv-triton/ready
 	$(PYTEST) -m "not slow"
 
 bench: .venv/test-ready .venv-triton/ready
-	.venv/bin/unlabeled bench
+	.venv/bin/unlabeled bench all
 
 lint: .venv/test-ready
 	.venv/bin/ruff check .

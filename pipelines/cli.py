@@ -1,6 +1,8 @@
 """The command line. Heavy libraries are imported by the command that needs them, so that help comes at once."""
 
+import errno
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,15 +28,35 @@ from pipelines.options import (
     open_workspace,
     parameters_of,
 )
+from unlabeled import __version__
 from unlabeled.errors import CheckFailed, InputError
 
 app = typer.Typer(
     name="unlabeled",
-    help="From a folder of unlabeled images to a served, audited model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"unlabeled {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """From a folder of unlabeled images to a served, audited model."""
+
+
+# A place that the user named cannot be read or written. Anything else that the system refuses is a fault of ours.
+PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR}
 
 
 def main() -> None:
@@ -47,8 +69,13 @@ def main() -> None:
     except CheckFailed as error:
         print(f"unlabeled: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None or error.errno not in PLACE_ERRORS:
+            raise
+        print(f"unlabeled: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        print("unlabeled: interrupted; the same command goes on from here", file=sys.stderr)
+        print("unlabeled: interrupted; the same command resumes from here", file=sys.stderr)
         sys.exit(130)
 
 
@@ -66,7 +93,7 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the whole pipeline on this machine; the same command again goes on where it was stopped."""
+    """Run the whole pipeline on this machine; the same command again resumes where it stopped."""
     wanted = parameters_of(profile, data, methods, seed, set_, parameters)
     workspace = open_workspace(workspace)
 
@@ -95,10 +122,16 @@ def run(
 
 
 @app.command("methods")
-def methods_(as_json: Json = False) -> None:
-    """List every learning signal: name, family, equation, paper."""
+def methods_(
+    name: Annotated[str, typer.Argument(metavar="METHOD", help="Show this method's settings.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List every learning signal: name, family, equation, paper; of one its settings, with default and meaning."""
     from unlabeled.signals import all_signals
 
+    if name:
+        _print_settings(name, as_json)
+        return
     rows = [
         {"name": name, "family": signal.family, "equation": signal.equation, "paper": signal.paper}
         for name, signal in sorted(all_signals().items())
@@ -107,6 +140,42 @@ def methods_(as_json: Json = False) -> None:
         _print_json(rows)
     else:
         _print_table(rows, ["name", "family", "equation", "paper"])
+
+
+def _print_settings(method: str, as_json: bool) -> None:
+    from unlabeled.parameters import described
+    from unlabeled.signals import find_signal, settings_model
+
+    signal = find_signal(method)
+    rows = described(settings_model(method), f"pretrain.{method}.")
+    for section, defaults in (("training", signal.training_defaults), ("encoder", signal.encoder_defaults)):
+        rows += [
+            {
+                "parameter": f"pretrain.{method}.{section}.{key}",
+                "default": value,
+                "meaning": f"the method's own default of {section}.{key}",
+            }
+            for key, value in defaults.items()
+        ]
+    if not as_json:
+        print(f"{method}: {signal.family}, {signal.equation}; {signal.paper}")
+    _print_parameters(rows, as_json)
+
+
+@app.command()
+def parameters(
+    section: Annotated[str, typer.Argument(help="Show only this section, as training.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List every parameter of a run with its default and meaning."""
+    from unlabeled.parameters import Parameters, described, nearest
+
+    rows = described(Parameters)
+    sections = list(dict.fromkeys(row["parameter"].partition(".")[0] for row in rows))
+    if section and section not in sections:
+        raise InputError(f"unknown section '{section}'{nearest(section, sections)}")
+    rows = [row for row in rows if not section or row["parameter"].partition(".")[0] == section]
+    _print_parameters(rows, as_json)
 
 
 @app.command()
@@ -201,23 +270,24 @@ def serve(
     run: RunName = "",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0: a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0: a free one.")] = 8001,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of Prometheus' metrics; 0: a free one.")
+    ] = 8002,
     stage: Annotated[str, typer.Option(help="Instead of a run: follow what is promoted to this stage.")] = "",
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Serve a run's models with the embedded Triton server, on this machine only, until interrupted."""
     from serving.server import EmbeddedTriton
 
+    ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
     if stage:
         if run:
             raise InputError(f"serve run {run} or stage {stage}, not both")
-        follow.serve_stage(workspace, stage, http_port, grpc_port)
+        follow.serve_stage(workspace, stage, ports)
         return
     folder = _run_folder(workspace, run)
-    with EmbeddedTriton(folder / "repository", http_port=http_port, grpc_port=grpc_port) as server:
-        print(
-            f"Triton serves {folder.name}: HTTP {server.http_url}  gRPC {server.grpc_url}  (Ctrl-C ends it)",
-            file=sys.stderr,
-        )
+    with EmbeddedTriton(folder / "repository", **ports) as server:
+        print(f"Triton serves {folder.name}: {server.addresses}  (Ctrl-C ends it)", file=sys.stderr)
         server.wait()
 
 
@@ -283,6 +353,18 @@ def _print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table, highlight=False)
 
 
+def _print_parameters(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print defaults as --set takes them, in YAML."""
+    if as_json:
+        _print_json(rows)
+        return
+    shown = [
+        {**row, "default": row["default"] if isinstance(row["default"], str) else json.dumps(row["default"])}
+        for row in rows
+    ]
+    _print_table(shown, list(shown[0]))
+
+
 def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
     def share(value: float | None) -> str:
         return "–" if value is None else f"{value:.1%}"
@@ -305,8 +387,10 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
     _print_table(rows, list(rows[0]))
     name = folder.name
     print(f"report   {folder / 'report.html'}")
+    workspace = folder.parents[1]
+    there = "" if workspace == DEFAULT_WORKSPACE.resolve() else f" --workspace {shlex.quote(str(workspace))}"
     for command in (f"serve {name}", f"predict --run {name} IMAGE", f"audit {name}"):
-        print(f"next     unlabeled {command}")
+        print(f"next     unlabeled {command}{there}")
 
 
 app.add_typer(kubeflow.app)

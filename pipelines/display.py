@@ -28,7 +28,6 @@ class StepState:
     unit: str = ""
     values: dict[str, float] = field(default_factory=dict)
     first: tuple[float, int] | None = None
-    message: str = ""
 
     def update(self, event: dict[str, Any]) -> None:
         match event["event"]:
@@ -42,8 +41,8 @@ class StepState:
                 self.values, self.ended = event["values"], event["time"]
             case "end":
                 self.state, self.ended = "done", event["time"]
-            case "fail":
-                self.state, self.ended, self.message = "failed", event["time"], event["message"]
+            case "fail":  # why is said once, by the command's last line
+                self.state, self.ended = "failed", event["time"]
 
     def rate(self) -> float:
         """Units per second."""
@@ -58,7 +57,7 @@ class StepState:
             parts.append(f"{self.rate():,.1f} {self.unit or 'units'}/s")
             parts.append(f"{_duration((self.total - self.done) / self.rate())} to go")
         parts += [f"{name} {value:.4g}" for name, value in self.values.items()]
-        return "  ".join([*parts, self.message] if self.message else parts)
+        return "  ".join(parts)
 
     def seconds(self) -> float:
         return (self.ended if self.state != "running" else time.time()) - self.started

@@ -20,12 +20,13 @@ from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import atomic_path, link_or_copy, read_json, write_json
 from unlabeled.workspace import CACHE
 
-REQUEST, EVENTS, LOG, RECORD, REPORT = (
+REQUEST, EVENTS, LOG, RECORD, REPORT, VALIDATION = (
     "request.json",
     "progress.jsonl",
     "pipeline.log",
     "record.json",
     "report.html",
+    "validation.html",
 )
 
 
@@ -64,7 +65,8 @@ def execute(
     workspace = folder.parent.parent
     with _locked(folder):
         _kill_leftovers(folder)
-        (folder / EVENTS).unlink(missing_ok=True)
+        for name in (EVENTS, VALIDATION):
+            (folder / name).unlink(missing_ok=True)
         # Threads that wait by spinning stand in each other's way where another process has a core: a step once took
         # 47 times as long. Asleep they cost an eighth at most.
         environment = (
@@ -128,6 +130,12 @@ def _failure(folder: Path) -> Exception:
     first = failures[0]
     if first["kind"] == "input":
         return InputError(first["message"])
+    if first["step"] == "check_validation":
+        # Its page lies deep in the cache.
+        reason, _, page = first["message"].rpartition("; see ")
+        if Path(page).is_file():
+            link_or_copy(page, folder / VALIDATION)
+            first["message"] = f"{reason}; see {folder / VALIDATION}"
     log = "" if first["kind"] == "check" else f" (log: {folder / LOG})"
     return CheckFailed(f"step {first['step']} failed: {first['message']}{log}")
 

@@ -1,5 +1,6 @@
 """The options that commands share, and the parameters that they make."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,9 @@ import typer
 
 from unlabeled.errors import InputError
 
-Workspace = Annotated[Path, typer.Option(help="Folder of runs, cache and registry.")]
+Workspace = Annotated[
+    Path, typer.Option(envvar="UNLABELED_WORKSPACE", help="Folder of runs, cache and registry.")
+]
 Profile = Annotated[str, typer.Option(help="Profile of params.yaml.")]
 ParametersFile = Annotated[
     Path | None, typer.Option("--parameters", help="Parameter file; default: params.yaml here.")
@@ -71,13 +74,30 @@ def parameters_of(
 
 
 def open_workspace(folder: Path) -> Path:
-    """Return the workspace's full path, made unless it is there."""
+    """Return the workspace's full path, made unless it is there.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
     folder = folder.resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"workspace {folder}: {error.strerror}; give another with --workspace") from None
+        reason = error.strerror.lower()
+    else:
+        reason = "" if os.access(folder, os.W_OK) else "not writable"
+    if reason:
+        raise InputError(f"workspace {folder}: {reason}; give another with --workspace")
     return folder
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output before any work is done for it: it exists, or cannot be written where it is to be."""
+    if path.exists():
+        raise InputError(f"{path} exists already; give another --output, or remove it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {path}: {folder} is no writable folder; give another --output")
 
 
 def open_registry(workspace: Path, registry: str = "", remote: str = "") -> Any:
@@ -89,8 +109,14 @@ def open_registry(workspace: Path, registry: str = "", remote: str = "") -> Any:
     if registry:
         return Registry(registry, remote)
     if not (workspace / "registry").is_dir():
+        begun = len(list(workspace.glob("runs/*")))
+        if begun:
+            raise InputError(
+                f"no run in workspace {workspace.resolve()} has come to its end, {begun} begun; "
+                "the `unlabeled run` that began one resumes it"
+            )
         raise InputError(
-            f"no registry in workspace {workspace}; start a run with `unlabeled run`, or give --workspace"
+            f"no registry in workspace {workspace.resolve()}; start a run with `unlabeled run`, or give --workspace"
         )
     return Registry.embedded(workspace.resolve() / "registry")
 

@@ -75,6 +75,13 @@ def measure_drift(
             f"run {run} was exported without held-out embeddings: run it again, or export it again"
         )
     recent = read_recent(source, index.image_shape, parameters, seed)
+    if recent.images is not None and recent.broken and len(recent.images) < parameters.min_images:
+        first = "; ".join(f"{file['path']} ({file['reason']})" for file in recent.broken[:3])
+        more = f"; and {len(recent.broken) - 3} more" if len(recent.broken) > 3 else ""
+        raise InputError(
+            f"{len(recent.images)} recent images are too few, drift.min_images asks for {parameters.min_images}; "
+            f"broken files: {first}{more}"
+        )
     embeddings = recent.embeddings
     if recent.images is not None:
         embeddings = embed(recent.images, folder / ENCODER, url)

@@ -5,6 +5,7 @@ versions of its dependencies. The backend `onnxruntime` is `serving/backend/mode
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -65,7 +66,8 @@ class EmbeddedTriton:
         log: its log file, while it runs.
 
     Raises:
-        InputError: no Triton environment, no repository, or a model that does not load; with the reason.
+        InputError: no Triton environment, no repository, a port that is taken, or a model that does not load; with
+            the reason.
         CheckFailed: the server does not get ready in time.
     """
 
@@ -112,12 +114,24 @@ class EmbeddedTriton:
     def metrics_url(self) -> str:
         return f"{HOST}:{self.ports['metrics']}"
 
+    @property
+    def addresses(self) -> str:
+        """The three addresses, for a reader."""
+        return f"HTTP {self.http_url}  gRPC {self.grpc_url}  metrics {self.metrics_url}/metrics"
+
     def wait(self) -> None:
-        """Wait until the server ends, or this process gets Ctrl-C or SIGTERM (in the main thread only)."""
+        """Wait until this process gets Ctrl-C or SIGTERM (in the main thread only).
+
+        Raises:
+            CheckFailed: the server ended unasked.
+        """
         assert self.process is not None
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
-            self.process.wait()
+            code = self.process.wait()
+            # Ended by a signal, it says nothing worth reading.
+            reason = f": {self._errors()}" if code else ""
+            raise CheckFailed(f"Triton ended unasked, with code {code}{reason}")
 
     def control(self, action: str, model: str) -> None:
         """`load` or `unload` a model; a loaded one is read again while what was loaded before keeps serving.
@@ -177,6 +191,10 @@ class EmbeddedTriton:
             # This is the CPU server: a GPU stays out of sight.
             "CUDA_VISIBLE_DEVICES": "",
         }
+        # Checked before the start: the readiness probe would be answered by whoever has the port.
+        for name, port in self.wanted_ports.items():
+            if port:
+                _check_free(name, port)
         for last_attempt in (False, False, True):
             self.ports = {name: port or _free_port() for name, port in self.wanted_ports.items()}
             command = self._command(triton / "bin" / "tritonserver", models, backends)
@@ -187,7 +205,7 @@ class EmbeddedTriton:
                 )  # fmt: skip
             if self._wait_ready(self.process):
                 return
-            # Another process may have taken a port since it was found free.
+            # Another process may have taken a free port since it was found.
             if last_attempt or "in use" not in self.log.read_text(errors="replace"):
                 raise InputError(f"Triton cannot serve {self.repository}: {self._errors()}")
 
@@ -251,6 +269,19 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
+
+
+def _check_free(name: str, port: int) -> None:
+    with socket.socket() as probe:
+        # A port whose last connections are only closing is free, for Triton too.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            what = "taken" if error.errno == errno.EADDRINUSE else f"not to be had ({error.strerror.lower()})"
+            raise InputError(
+                f"port {port} is {what}; give another with --{name}-port, 0 takes a free one"
+            ) from None
 
 
 def _reason(body: bytes) -> str:

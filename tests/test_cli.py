@@ -1,5 +1,6 @@
 """The command line as its users meet it: exit codes, one-line errors, one JSON document."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,6 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from pipelines import cli
+from pipelines.commands import compare
+from pipelines.options import check_output, open_workspace
+from unlabeled import __version__
+from unlabeled.errors import InputError
+from unlabeled.parameters import described
+from unlabeled.probes.few_labels.methods import METHODS
+from unlabeled.signals import all_signals, settings_model
 
 UNLABELED = Path(sys.executable).with_name("unlabeled")
 
@@ -49,6 +60,12 @@ def test_help_comes_at_once():
         assert f" {command} " in result.stdout
 
 
+def test_short_help_and_version():
+    assert unlabeled("-h").stdout == unlabeled("--help").stdout
+    assert "--data" in unlabeled("run", "-h").stdout
+    assert unlabeled("--version").stdout == f"unlabeled {__version__}\n"
+
+
 def test_help_imports_no_heavy_library():
     code = (
         "import sys; from pipelines import cli\n"
@@ -62,6 +79,28 @@ def test_methods_lists_every_signal_with_family_equation_and_paper():
     rows = json.loads(unlabeled("methods", "--json").stdout)
     assert {"simclr", "autoencoder"} <= {row["name"] for row in rows}
     assert all(row["family"] and row["equation"] and row["paper"] for row in rows)
+
+
+def test_a_methods_settings_are_listed_with_default_and_meaning():
+    rows = {row["parameter"]: row for row in json.loads(unlabeled("methods", "dino", "--json").stdout)}
+    assert rows["pretrain.dino.momentum"]["default"] == 0.95
+    assert rows["pretrain.dino.training.batch_size"]["default"] == 128
+    assert all(row["meaning"] for row in rows.values())
+    assert "of the softmax over similarities" in unlabeled("methods", "simclr").stdout
+
+
+@pytest.mark.parametrize("method", all_signals())
+def test_every_setting_of_every_method_says_what_it_is(method):
+    assert all(row["meaning"] for row in described(settings_model(method)))
+
+
+def test_parameters_lists_a_section():
+    said = unlabeled("parameters", "self_label").stdout
+    assert "self_label.sweep" in said and "[]" in said and "training.epochs" not in said
+
+
+def test_help_names_every_row_of_the_comparison():
+    assert compare.ROWS.split(", ") == list(METHODS)
 
 
 BAD = {
@@ -87,6 +126,8 @@ BAD = {
     "seed no number": (["run", "--profile", "smoke", "--seed", "one"], "--seed"),
     "unknown method": (["run", "--profile", "smoke", "--methods", "simcrl"], "did you mean 'simclr'"),
     "no method": (["run", "--profile", "smoke", "--methods", ","], "methods"),
+    "settings of no method": (["methods", "simcrl"], "did you mean 'simclr'"),
+    "parameters of no section": (["parameters", "trainin"], "did you mean 'training'"),
     "unknown method setting": (
         ["run", "--profile", "smoke", "--set", "pretrain.simclr.temprature=1"],
         "pretrain.simclr.temprature; did you mean 'temperature'",
@@ -106,7 +147,7 @@ BAD = {
     "no such data": (["run", "--profile", "smoke", "--data", "no-such-data"], "no-such-data"),
     "no such parameter file": (["run", "--parameters", "none.yaml"], "none.yaml"),
     "workspace is a file": (["run", "--profile", "smoke", "--workspace", "/dev/null"], "/dev/null"),
-    "show without a registry": (["show"], "no registry in workspace"),
+    "show without a registry": (["show"], "no registry in workspace /"),
     "audit without a registry": (["audit"], "no registry in workspace"),
     "runs without a registry": (["runs"], "no registry in workspace"),
     "serve without a registry": (["serve"], "no registry in workspace"),
@@ -139,6 +180,12 @@ BAD = {
     "table is no table": (["validate", "--table", ".", "-o", "out"], "no image table"),
     "model is no model": (["self-label", "--table", ".", "--model", ".", "-o", "out"], "is no"),
     "output exists": (["ingest", "--data", "digits", "-o", "."], "exists already"),
+    "output in no folder": (
+        ["ingest", "--data", "digits", "-o", "/dev/null/out"],
+        "/dev/null is no writable",
+    ),
+    "output where nothing can be made": (["ingest", "--data", "digits", "-o", "/proc/out"], "no such file"),
+    "compiled where nothing can be made": (["compile", "-o", "/proc/out.yaml"], "no such file"),
     "unknown benchmark": (["bench", "nothing"], "nothing"),
 }
 
@@ -155,10 +202,70 @@ def test_bad_input_ends_in_one_clear_line_and_code_2(name, tmp_path):
     assert left == [], "nothing half-written"
 
 
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch):
+    """Root may write everywhere, so that the answer of the system is simulated."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(
+        InputError, match=f"workspace {tmp_path}: not writable; give another with --workspace"
+    ):
+        open_workspace(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path} is no writable folder; give another --output"):
+        check_output(tmp_path / "made" / "later")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_what_the_system_refuses_to_write_is_one_line_and_code_2(code, monkeypatch, capsys):
+    def refused():
+        raise OSError(code, os.strerror(code), "/full/file")
+
+    monkeypatch.setattr(cli, "app", refused)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == f"unlabeled: /full/file: {os.strerror(code).lower()}\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def broken():
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(OSError, match="Bad file"):
+        cli.main()
+
+
+def test_the_next_commands_name_a_workspace_that_is_not_the_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    board = {"rows": [{"method": "simclr"}], "baselines": [], "selected": "simclr"}
+    cli._print_leaderboard(board, tmp_path / "my runs" / "runs" / "one")
+    said = capsys.readouterr().out.splitlines()
+    assert f"next     unlabeled serve one --workspace '{tmp_path}/my runs'" in said
+    cli._print_leaderboard(board, tmp_path / "workspace" / "runs" / "one")
+    assert "next     unlabeled serve one" in capsys.readouterr().out.splitlines()
+
+
+def test_the_environment_may_name_the_workspace(tmp_path):
+    result = unlabeled("runs", UNLABELED_WORKSPACE=str(tmp_path / "elsewhere"))
+    assert result.returncode == 2 and f"{tmp_path}/elsewhere" in result.stderr
+
+
+def test_bench_without_a_name_lists_the_benchmarks_and_runs_none():
+    result = unlabeled("bench")
+    assert result.returncode == 2 and "== " not in result.stdout + result.stderr
+    for script in (Path(__file__).parents[1] / "benchmarks").glob("*.py"):
+        assert f" {script.stem} " in result.stdout + result.stderr
+
+
+def test_the_options_of_a_benchmark_are_its_scripts():
+    helped = unlabeled("bench", "lineage", "--help")
+    assert helped.returncode == 0 and "--megabytes" in helped.stdout
+    assert unlabeled("bench", "lineage", "--nope").returncode == 2
+
+
 def test_one_step_by_hand_is_the_components_step(tmp_path):
     result = unlabeled("ingest", "--data", "digits", "-o", tmp_path / "table", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "table" / "table.parquet").exists()
+    assert "1,438 train and 359 test images, 10 classes, broken files: none" in result.stderr
     started = time.time()
     result = unlabeled(
         "validate", "--table", tmp_path / "table", "-o", tmp_path / "validation", "--profile", "smoke"
@@ -166,6 +273,23 @@ def test_one_step_by_hand_is_the_components_step(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "validation" / "validation.json").read_text())["success"]
     assert time.time() - started < 60
+
+
+def test_ingest_by_hand_tells_what_it_left_out(tmp_path):
+    for number in range(4):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
+    (tmp_path / "empty.png").touch()
+    result = unlabeled(
+        "ingest", "--data", tmp_path, "-o", tmp_path / "out" / "table", "--set", "ingest.max_broken_share=0.5"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "no classes, broken files: 1\nleft out empty.png: empty file\n" in result.stderr
+
+
+def test_runs_that_never_ended_are_told(tmp_path):
+    (tmp_path / "runs" / "digits-1").mkdir(parents=True)
+    result = unlabeled("runs", "--workspace", tmp_path)
+    assert result.returncode == 2 and "has come to its end, 1 begun" in result.stderr
 
 
 def test_pretraining_by_hand_leaves_a_model_and_no_checkpoint_to_start_from(tmp_path):

@@ -197,3 +197,11 @@ def test_the_stand_in_of_an_unreadable_file_is_unreadable(tmp_path: Path) -> Non
     (tmp_path / "a.png").write_bytes(UNREADABLE)
     with pytest.raises(BrokenImage, match=r"^unreadable: permission denied$"):
         read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none.png", "no such file or directory"), ("", "is a directory")]
+)
+def test_what_is_no_file_is_told_in_plain_words(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(BrokenImage, match=f"^{reason}$"):
+        read(tmp_path / name)

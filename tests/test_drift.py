@@ -353,6 +353,16 @@ def test_the_run_itself_as_recent_input_lies_at_no_distance(folder: Path, tmp_pa
     assert summary["cluster_distance"]["recent"] == 0 and not summary["drift"]
 
 
+def test_broken_files_are_named_where_too_few_images_are_left(folder: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "images" / "empty.png").touch()
+    words = (
+        r"3 recent images are too few, drift.min_images asks for 20; broken files: .*empty.png \(empty file\)"
+    )
+    with pytest.raises(InputError, match=words):
+        measured(folder, tmp_path, tmp_path / "images")
+
+
 def test_an_index_of_an_older_export_is_told(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     with np.load(folder / "index" / "index.npz") as arrays:

@@ -251,6 +251,8 @@ def test_serve_a_stage_follows_it(registry, tmp_path):
         "0",
         "--grpc-port",
         "0",
+        "--metrics-port",
+        "0",
     ]
     empty = subprocess.run([*command, "--workspace", workspace], capture_output=True, text=True)
     assert empty.returncode == 2 and "unlabeled promote RUN --stage prod" in empty.stderr

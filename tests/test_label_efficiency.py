@@ -514,7 +514,7 @@ def test_the_page_tells_all_and_needs_nothing(digits_table: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--shares", "0.1,2"], "parameter few_labels.shares.1: input should be less than or equal to 1"),
+        (["--shares", "0.1,2"], "parameter few_labels.shares.1 must be at most 1"),
         (["--shares", "many"], "parameter few_labels.shares"),
         (["--draws", "0"], "parameter few_labels.draws"),
         (["--methods", "scann"], "unknown method 'scann'; did you mean 'scan'?"),
@@ -568,4 +568,5 @@ def test_the_command_ends_with_table_json_and_page(tmp_path: Path) -> None:
     assert [row["method"] for row in result["rows"]] == ["supervised", "simclr_probe"]
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 0 and "SimCLR, linear probe" in second.stdout and str(page) in second.stdout
+    assert "over 2 draws." in second.stdout and "Matching clusters" not in second.stdout
     assert result["subsets"][0]["images"][:16] in second.stdout

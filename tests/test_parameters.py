@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from unlabeled.errors import InputError
-from unlabeled.parameters import Parameters, Training, load_parameters, validated
+from unlabeled.parameters import Parameters, Training, described, load_parameters, validated
 
 PROFILES = Path(__file__).parents[1] / "params.yaml"
 
@@ -43,20 +43,26 @@ def test_a_round_trip_changes_nothing():
         ({"training.epoch": "3"}, "unknown parameter training.epoch; did you mean 'epochs'?"),
         ({"trainin.epochs": "3"}, "unknown parameter trainin; did you mean 'training'?"),
         ({"sed": "3"}, "unknown parameter sed; did you mean 'seed'?"),
-        ({"training.epochs": "-1"}, "parameter training.epochs: input should be greater than 0 (got -1)"),
-        ({"training.epochs": "many"}, "parameter training.epochs: input should be a valid number"),
-        ({"training.batch_size": "2.5"}, "parameter training.batch_size: input should be a valid integer"),
+        ({"training.epochs": "-1"}, "parameter training.epochs must be above 0.0 (got -1)"),
+        ({"training.epochs": "many"}, "parameter training.epochs must be a number (got 'many')"),
+        ({"training.batch_size": "2.5"}, "parameter training.batch_size must be a whole number (got 2.5)"),
         (
             {"training.optimizer": "adam"},
-            "parameter training.optimizer: input should be 'adamw', 'sgd' or 'lars'",
+            "parameter training.optimizer must be 'adamw', 'sgd' or 'lars' (got 'adam')",
         ),
-        ({"training": "5"}, "parameter training:"),
+        (
+            {"training": "5"},
+            "parameter training is a section: set a key in it, as training.KEY=VALUE (got 5)",
+        ),
         ({"seed": "1", "seed.x": "5"}, "unknown parameter seed.x: seed is a value, not a section"),
         ({"data.x": "5"}, "unknown parameter data.x: data is a value, not a section"),
-        ({"methods": []}, "parameter methods:"),
-        ({"ingest.max_broken_share": "1.5"}, "less than or equal to 1"),
+        ({"methods": []}, "parameter methods must list at least 1 (got [])"),
+        ({"ingest.max_broken_share": "1.5"}, "must be at most 1"),
         ({"finetuning.label_shares": "[]"}, "parameter finetuning.label_shares"),
         ({"finetuning.label_shares": "[0.1, 2]"}, "parameter finetuning.label_shares"),
+        ({"self_label.sweep": "5"}, "parameter self_label.sweep must be a list, as [1, 2] (got 5)"),
+        ({"training.epochs": ""}, "parameter training.epochs must be a number (got nothing)"),
+        ({"export.response_cache": "2"}, "parameter export.response_cache must be true or false (got 2)"),
         ({"training.epochs": "[1"}, "parameter training.epochs: '[1' is no YAML value"),
     ],
 )
@@ -74,6 +80,12 @@ def test_a_wrong_parameter_is_refused_with_its_path_in_one_line(overrides, words
         ("- a", "no profile 'smoke'"),
         ("cpu: {}", "no profile 'smoke'"),
         ("smoke: 3", "is 3, not a section"),
+        ("1: {}", "no profile 'smoke' in .*; valid: 1"),
+        (
+            "smoke: {training: {epochs: -1}}",
+            r"params.yaml, profile 'smoke': parameter training.epochs must be",
+        ),
+        ("smoke: {3: {}}", "params.yaml, profile 'smoke': parameter 3 is named by no text"),
     ],
 )
 def test_a_broken_parameter_file_is_refused_in_one_line(tmp_path, text, words):
@@ -82,6 +94,18 @@ def test_a_broken_parameter_file_is_refused_in_one_line(tmp_path, text, words):
     with pytest.raises(InputError, match=words) as error:
         load_parameters(file, "smoke")
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"\x89PNG")
+    with pytest.raises(InputError, match=r"params.yaml is not valid YAML: no text in UTF-8"):
+        load_parameters(tmp_path / "params.yaml", "smoke")
+
+
+def test_every_parameter_is_described_by_its_path():
+    rows = {row["parameter"]: row for row in described(Parameters)}
+    assert rows["training.batch_size"]["default"] == 256 and {"data", "pretrain"} <= rows.keys()
+    assert all(row["meaning"] for row in rows.values())
 
 
 def test_a_missing_file_and_an_unknown_profile_are_named(tmp_path):

@@ -114,8 +114,10 @@ def test_a_method_below_a_baseline_is_said_to_be_below(bundle: Path, tmp_path: P
     board["rows"][0]["linear"] = 0.8
     (copy / "leaderboard.json").write_text(json.dumps(board))
     text = Page(report(copy)).text
-    assert "simclr wins, but does not beat raw pixels" in text and "4.1 points below raw pixels" in text
-    assert "On the test split autoencoder is ahead." in text
+    assert "simclr selected, but does not beat raw pixels" in text and "4.1 points below raw pixels" in text
+    ahead = 100 * board["rows"][1]["linear"]
+    assert f"On the test split autoencoder is ahead, with {ahead:.1f} %." in text
+    assert "On the test split" not in Page(report(bundle)).text
 
 
 def test_checks_steps_parameters_and_next_commands_are_there(bundle: Path, html: str) -> None:
@@ -130,6 +132,19 @@ def test_checks_steps_parameters_and_next_commands_are_there(bundle: Path, html:
     assert "✓ closed" in text and "7.2 × 10⁻⁷" in text and "0.8 ms" in text
     for command in ("serve", "predict", "audit"):
         assert f"unlabeled {command} " in text
+    assert (
+        f"unlabeled predict IMAGE --run {record['predicate']['runDetails']['metadata']['invocationId']} "
+        in text
+    )
+
+
+def test_made_in_is_the_time_from_first_step_to_last(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "run")
+    record = read_json(copy / "record.json")
+    steps = record["predicate"]["steps"]
+    steps[-1]["ended"] = steps[0]["started"] + 4000
+    (copy / "record.json").write_text(json.dumps(record))
+    assert "Made in 1 h 6 min from first step to last" in Page(report(copy)).text
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -182,11 +197,11 @@ def test_a_part_that_the_bundle_lacks_is_told(bundle: Path, tmp_path: Path, miss
 def test_methods_without_their_files_do_not_break_the_page(bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "run")
     shutil.rmtree(copy / "methods")
-    assert "simclr wins" in Page(report(copy)).text
+    assert "simclr selected" in Page(report(copy)).text
 
 
 def test_one_method_is_no_contest(tmp_path: Path) -> None:
-    assert "simclr is trained" in Page(report(build_bundle(tmp_path, methods=["simclr"]))).text
+    assert "simclr trained" in Page(report(build_bundle(tmp_path, methods=["simclr"]))).text
 
 
 def test_twenty_methods_with_pictures_of_colour_noise_stay_small(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,6 +114,31 @@ def test_a_killed_server_leaves_nothing(run, tmp_path):
         server.process.kill()
         server.process.wait()
     assert nothing_left(server, folder)
+
+
+@pytest.mark.slow
+def test_a_server_that_ends_unasked_is_a_failure(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    repository = tmp_path / "repository"
+    shutil.copytree(run.repository / "encoder", repository / "encoder")
+    with EmbeddedTriton(repository) as server:
+        server.process.terminate()
+        with pytest.raises(CheckFailed, match="ended unasked, with code 0"):
+            server.wait()
+
+
+@pytest.mark.parametrize("name", ["http", "grpc", "metrics"])
+def test_a_taken_port_is_told_before_the_start(run, name):
+    """Another server's readiness is not taken for this one's."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(
+                InputError, match=f"port {port} is taken; give another with --{name}-port, 0 takes a"
+            ),
+            EmbeddedTriton(run.repository, **{f"{name}_port": port}),
+        ):
+            pass
 
 
 @pytest.mark.slow

@@ -239,10 +239,10 @@ def test_settings_are_complete_with_defaults() -> None:
     ("method", "settings", "words"),
     [
         ("simclr", {"temprature": 1}, ["pretrain.simclr.temprature", "'temperature'"]),
-        ("simclr", {"temperature": -1}, ["pretrain.simclr.temperature", "greater than 0"]),
+        ("simclr", {"temperature": -1}, ["pretrain.simclr.temperature", "must be above 0"]),
         ("simclr", {"temperature": "warm"}, ["pretrain.simclr.temperature", "number"]),
-        ("simclr", {"flip": 1.5}, ["pretrain.simclr.flip", "less than or equal to 1"]),
-        ("simclr", {"projection_dim": 2.5}, ["pretrain.simclr.projection_dim", "integer"]),
+        ("simclr", {"flip": 1.5}, ["pretrain.simclr.flip", "must be at most 1"]),
+        ("simclr", {"projection_dim": 2.5}, ["pretrain.simclr.projection_dim", "whole number"]),
         ("simclr", {"crop": float("nan")}, ["pretrain.simclr.crop"]),
         ("autoencoder", {"code_dim": -1}, ["pretrain.autoencoder.code_dim"]),
         (

@@ -277,7 +277,8 @@ def test_empty_table_fails(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]
     np.save(table / "images.npy", digits[0][:0])
     pd.read_parquet(table / "table.parquet").iloc[:0].to_parquet(table / "table.parquet")
     report, message = judge(table)
-    assert "images in train" in failed(report) and "images in test" in failed(report) and message
+    assert "images in train" in failed(report) and "images in test" in failed(report)
+    assert "images in train 0, at least 50 by validation.min_images" in message
 
 
 def test_row_without_an_image_fails(build: Callable[..., Path]) -> None:
@@ -353,7 +354,7 @@ def test_page_holds_everything_itself(build: Callable[..., Path], tmp_path: Path
     judge(table, reference=table / "table.parquet")
     page = (tmp_path / "validation" / "index.html").read_text()
     assert "test images equal to a train image" in page and "00014 repeats 00003" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 2 and "500 images from <b>digits</b>" in page
     assert "http" not in page and "<script" not in page and str(tmp_path) not in page
 
 

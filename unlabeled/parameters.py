@@ -180,6 +180,41 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else f"; valid: {', '.join(sorted(names))}"
 
 
+# What is wrong with a value, by pydantic's error type: a user knows YAML, not pydantic.
+WRONG = {
+    "model_type": "is a section: set a key in it, as {path}.KEY=VALUE",
+    "dict_type": "is a section: set a key in it, as {path}.KEY=VALUE",
+    "tuple_type": "must be a list, as [1, 2]",
+    "too_short": "must list at least {min_length}",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "invalid_key": "is named by no text: quote it",
+}
+
+
+def described(model: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
+    """Return {"parameter": dotted path, "default", "meaning"} of each parameter of a model and of its sections."""
+    rows: list[dict[str, Any]] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            rows += described(field.annotation, f"{prefix}{name}.")
+        else:
+            rows.append({"parameter": prefix + name, "default": field.default, "meaning": field.description or ""})
+    return rows
+
+
 def validated(model: type[BaseModel], values: Any, where: str = "") -> Any:
     """Return `values` as the given model.
 
@@ -193,7 +228,9 @@ def validated(model: type[BaseModel], values: Any, where: str = "") -> Any:
         path = ".".join(str(part) for part in (where, *error["loc"]) if part != "")
         if error["type"] == "extra_forbidden":
             raise InputError(f"unknown parameter {path}{nearest(str(error['loc'][-1]), _fields(model, error['loc'][:-1]))}") from None
-        raise InputError(f"parameter {path}: {error['msg'].lower()} (got {error['input']!r})") from None
+        wrong = WRONG.get(error["type"], error["msg"].lower()).format(path=path, **error.get("ctx", {}))
+        given = "nothing" if error["input"] is None else repr(error["input"])
+        raise InputError(f"parameter {path} {wrong} (got {given})") from None
 
 
 def _fields(model: Any, path: Sequence[Any]) -> list[str]:
@@ -217,14 +254,20 @@ def load_parameters(file: Path, profile: str, overrides: Mapping[str, Any] | Non
         profiles = yaml.safe_load(Path(file).read_text())
     except OSError as error:
         raise InputError(f"cannot read the parameters {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not valid YAML: no text in UTF-8") from None
     except yaml.YAMLError as error:
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(profiles, dict) or profile not in profiles:
-        names = list(profiles) if isinstance(profiles, dict) else []
+        names = [str(name) for name in profiles] if isinstance(profiles, dict) else []
         raise InputError(f"no profile '{profile}' in {file}{nearest(profile, names)}")
     values = profiles[profile] or {}
     if not isinstance(values, dict):
         raise InputError(f"profile '{profile}' in {file} is {values!r}, not a section")
+    try:
+        validated(Parameters, values)
+    except InputError as error:
+        raise InputError(f"{file}, profile '{profile}': {error}") from None
     for path, value in (overrides or {}).items():
         _lay(values, path, value)
     return validated(Parameters, values)

@@ -28,7 +28,7 @@ def augmentations(
     workspace: Workspace = DEFAULT_WORKSPACE,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """SimCLR's Figure 5: every transform and every two of them, on one branch; the same command again goes on."""
+    """SimCLR's Figure 5: every transform and every two of them, on one branch; the same command again resumes."""
     from pipelines.request import PARALLEL_METHODS
     from pipelines.study import PAGE, carry_out, open_study
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from pipelines.options import (
     Seed,
     Set,
     Workspace,
+    check_output,
     parameters_of,
 )
 from unlabeled.errors import InputError
@@ -34,11 +36,22 @@ def ingest(
 ) -> None:  # fmt: skip
     """One step by hand: a source of images to an image table (and its raw files in OUTPUT-raw)."""
     from unlabeled.data.sources import data_digest
+    from unlabeled.data.table import SUMMARY
+    from unlabeled.files import read_json
 
     asked = parameters_of(profile, data, None, None, set_, parameters)
     digest = data_digest(asked.data, workspace / "cache")
     outputs = {"table": output, "raw": Path(f"{output}-raw")}
     _by_hand("ingest", {}, outputs, source=asked.data, parameters=asked.ingest, data_digest=digest)
+    summary = read_json(output / SUMMARY)
+    counts, broken = summary["counts"], summary["broken"]
+    print(
+        f"{counts['train']:,} train and {counts['test']:,} test images, {len(summary['classes']) or 'no'} classes, "
+        f"broken files: {len(broken) or 'none'}",
+        file=sys.stderr,
+    )
+    for file in broken:
+        print(f"left out {file['path']}: {file['reason']}", file=sys.stderr)
 
 
 @app.command()
@@ -133,8 +146,7 @@ def _by_hand(name: str, inputs: dict[str, Path], outputs: dict[str, Path], **arg
         if not folder.exists():
             raise InputError(f"--{key} {folder}: no such folder")
     for folder in outputs.values():
-        if folder.exists():
-            raise InputError(f"{folder} exists already; give another --output, or remove it")
+        check_output(folder)
     function = getattr(importlib.import_module(f"components.{name}.component"), name).python_func
     arguments = {"data_digest": "", "code_digest": code_digest()} | {
         key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value

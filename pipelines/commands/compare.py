@@ -22,6 +22,12 @@ from pipelines.options import (
 )
 from unlabeled.errors import InputError
 
+# The names of `unlabeled.probes.few_labels.methods.METHODS`, whose import would make help wait for torch.
+ROWS = (
+    "supervised, pseudo_label, entropy_minimisation, vat, instdisc, bigan, pirl, cpc, simclr, simclr_probe, scan, "
+    "scan_fine_tuned, scan_self_training, simclr_fixmatch, simclr_self_training"
+)
+
 app = typer.Typer(help="Compare methods on the same images and the same labels.", no_args_is_help=True)
 
 
@@ -33,7 +39,7 @@ def labels(
     ] = None,
     draws: Annotated[int | None, typer.Option(help="Draws of the labels.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Rows of the table, comma-separated; default: all.")
+        str | None, typer.Option(help=f"Rows of the table, comma-separated; default: all: {ROWS}.")
     ] = None,
     profile: Profile = "cpu",
     seed: Seed = None,
@@ -42,7 +48,7 @@ def labels(
     parameters: ParametersFile = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """What few labels are worth to each method; the same command again goes on where it was stopped."""
+    """What few labels are worth to each method; the same command again resumes where it stopped."""
     set_ = list(set_ or [])
     if shares is not None:
         set_.append(f"few_labels.shares=[{shares}]")
@@ -116,6 +122,7 @@ def _print_table(result: dict[str, Any], report: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from unlabeled.probes.few_labels.methods import find_method
     from unlabeled.report.label_efficiency import spread
 
     shares = sorted(
@@ -132,11 +139,14 @@ def _print_table(result: dict[str, Any], report: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table, highlight=False)
     few = result["settings"]["few_labels"]
-    console.print(
-        f"Test accuracy, per cent, over {few['draws']} draws. Settings chosen on {few['held_out_share']:.0%} of the "
-        f"labels given. Matching clusters to classes tells up to {result['matching_bits']:.1f} bits of the labels.",
-        highlight=False,
-    )
+    notes = [
+        f"Test accuracy, per cent, over {few['draws']} draw{'s' if few['draws'] > 1 else ''}.",
+        f"Settings chosen on {few['held_out_share']:.0%} of the labels given.",
+    ]
+    if any(find_method(row["method"]).clusters for row in result["rows"]):
+        bits = result["matching_bits"]
+        notes.append(f"Matching clusters to classes tells up to {bits:.1f} bits of the labels.")
+    console.print(" ".join(notes), highlight=False)
     for subset in result["subsets"]:
         given = f"{subset['share']:g}, draw {subset['draw']}: {subset['labels']:,} images"
         print(f"labels   {given}, sha256 {subset['images'][:16]}")

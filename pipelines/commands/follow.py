@@ -54,8 +54,11 @@ def follow(
         follower.follow(interval)
 
 
-def serve_stage(workspace: Path, stage: str, http_port: int, grpc_port: int) -> None:
+def serve_stage(workspace: Path, stage: str, ports: dict[str, int]) -> None:
     """Serve what is promoted with the embedded Triton server, and follow the stage, until interrupted.
+
+    Args:
+        ports: `http_port`, `grpc_port` and `metrics_port` of the server.
 
     Raises:
         InputError: nothing was promoted to the stage yet.
@@ -78,8 +81,8 @@ def serve_stage(workspace: Path, stage: str, http_port: int, grpc_port: int) -> 
     number, _ = bring(registry, promotion, repository)
     point(repository, number)
     say = partial(print, file=sys.stderr, flush=True)
-    with EmbeddedTriton(repository, http_port=http_port, grpc_port=grpc_port) as server:
-        say(f"Triton serves {promotion}: HTTP {server.http_url}  gRPC {server.grpc_url}  (Ctrl-C ends it)")
+    with EmbeddedTriton(repository, **ports) as server:
+        say(f"Triton serves {promotion}: {server.addresses}  (Ctrl-C ends it)")
         follower = Follower(registry, stage, server.grpc_url, repository, say=say)
         threading.Thread(target=follower.follow, args=(INTERVAL,), daemon=True).start()
         server.wait()

@@ -71,6 +71,9 @@ def drift(
 def _print_summary(result: dict[str, Any], report: Path) -> None:
     inputs = result["recent"]
     print(f"recent   {inputs['images']:,} of {inputs['seen']:,} inputs, run {result['run']}")
+    if inputs["broken"]:
+        first = inputs["broken"][0]
+        print(f"broken   {len(inputs['broken']):,} files; the first: {first['path']} ({first['reason']})")
     print(
         f"distance {result['distance']:.2g}, threshold {result['threshold']:.2g}, p {result['p_value']:.2g}; "
         f"held-out images {result['held_out_distance']:.2g}"

@@ -70,6 +70,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
                 yield image
     except PermissionError:
         raise BrokenImage(UNREADABLE.decode().strip()) from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise BrokenImage(str(error.strerror).lower()) from None
     except Image.DecompressionBombError:
         raise BrokenImage("too large: above Pillow's own limit of 178956970 px") from None
     except UnidentifiedImageError:

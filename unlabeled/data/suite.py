@@ -1,6 +1,7 @@
 """The Great Expectations suite of an image table, and its run.
 
-The `meta` of an expectation holds its `name`, its `bound`, and the `relation` of what is `observed` to it.
+The `meta` of an expectation holds its `name`, its `bound`, the `relation` of what is `observed` to it, and the
+`parameter` of section `validation` that sets the bound, if one does.
 """
 
 import math
@@ -74,18 +75,22 @@ def expect_rows(rows: pd.DataFrame, images: int, classes: int, parameters: Valid
             gxe.ExpectTableRowCountToBeBetween(
                 min_value=parameters.min_images,
                 row_condition=_in(split),
-                meta=_meta(f"images in {split}", "at least", parameters.min_images),
+                meta=_meta(f"images in {split}", "at least", parameters.min_images, parameter="min_images"),
             )
         )
     return [
         *suite,
-        _few(faults.DUPLICATE, parameters.max_exact_duplicates),
-        _few(faults.NEAR_DUPLICATE, parameters.max_near_duplicates, FailureSeverity.WARNING),
-        _few(faults.LEAK, parameters.max_leakage, row_condition=_in("test")),
+        _few(faults.DUPLICATE, parameters, "max_exact_duplicates"),
+        _few(faults.NEAR_DUPLICATE, parameters, "max_near_duplicates", FailureSeverity.WARNING),
+        _few(faults.LEAK, parameters, "max_leakage", row_condition=_in("test")),
         _few(
-            faults.NEAR_LEAK, parameters.max_near_leakage, FailureSeverity.WARNING, row_condition=_in("test")
+            faults.NEAR_LEAK,
+            parameters,
+            "max_near_leakage",
+            FailureSeverity.WARNING,
+            row_condition=_in("test"),
         ),
-        _few(faults.CONSTANT, parameters.max_constant),
+        _few(faults.CONSTANT, parameters, "max_constant"),
         *_expect_labels(rows, classes, parameters.min_class_balance),
     ]
 
@@ -118,7 +123,9 @@ def _expect_labels(rows: pd.DataFrame, classes: int, min_balance: float) -> list
                 column=faults.RARE,
                 value_set=[False],
                 row_condition=_in("train"),
-                meta=_meta(faults.RARE, "at least", min_balance, observed=balance),
+                meta=_meta(
+                    faults.RARE, "at least", min_balance, parameter="min_class_balance", observed=balance
+                ),
             )
         )
     return suite
@@ -128,14 +135,18 @@ def expect_drift(distances: pd.DataFrame, max_drift: float) -> list[Any]:
     """Return what is expected of the distances of `faults.drift`, one row."""
     return [
         gxe.ExpectColumnMaxToBeBetween(
-            column=column, max_value=max_drift, meta=_meta(f"drift of {column}", "at most", max_drift)
+            column=column,
+            max_value=max_drift,
+            meta=_meta(f"drift of {column}", "at most", max_drift, parameter="max_drift"),
         )
         for column in distances
     ]
 
 
-def _meta(name: str, relation: str, bound: float | str, **observed: float) -> dict[str, Any]:
-    return {"name": name, "relation": relation, "bound": bound, **observed}
+def _meta(
+    name: str, relation: str, bound: float | str, parameter: str = "", **observed: float
+) -> dict[str, Any]:
+    return {"name": name, "relation": relation, "bound": bound, "parameter": parameter, **observed}
 
 
 def _in(split: str) -> Any:
@@ -143,15 +154,20 @@ def _in(split: str) -> Any:
 
 
 def _few(
-    fault: str, share: float, severity: FailureSeverity = FailureSeverity.CRITICAL, row_condition: Any = None
+    fault: str,
+    parameters: Validation,
+    parameter: str,
+    severity: FailureSeverity = FailureSeverity.CRITICAL,
+    row_condition: Any = None,
 ) -> Any:
+    share = getattr(parameters, parameter)
     return gxe.ExpectColumnValuesToBeInSet(
         column=fault,
         value_set=[False],
         mostly=1 - share,
         severity=severity,
         row_condition=row_condition,
-        meta=_meta(fault, "at most", share),
+        meta=_meta(fault, "at most", share, parameter=parameter),
     )
 
 
@@ -161,8 +177,8 @@ def run(rows: pd.DataFrame, suite: list[Any]) -> tuple[list[dict[str, Any]], dic
     Returns:
         A result per expectation, in the order of the suite, with nothing that differs between runs: {"name",
         "severity", "success", "observed" (a share of the rows looked at, a count, a distance or a type),
-        "relation", "bound", "offenders": count, "ids": the first ones}; and by name the positions of all
-        offenders: int64.
+        "relation", "bound", "parameter": what sets the bound, or "", "offenders": count, "ids": the first ones};
+        and by name the positions of all offenders: int64.
     """
     context = gx.get_context(
         mode="ephemeral",
@@ -198,6 +214,7 @@ def run(rows: pd.DataFrame, suite: list[Any]) -> tuple[list[dict[str, Any]], dic
                 "observed": observed.item() if isinstance(observed, np.generic) else observed,
                 "relation": meta["relation"],
                 "bound": meta["bound"],
+                "parameter": meta["parameter"],
                 "offenders": len(positions),
                 "ids": ids(rows, positions[:IDS]),
             }

@@ -16,7 +16,8 @@ def check(validation: Path) -> None:
         validation: folder that `unlabeled.data.expectations.validate` wrote.
 
     Raises:
-        CheckFailed: one failed; it names the expectation, the count and the first offending images.
+        CheckFailed: one failed; it names the expectation, the parameter that sets its bound, the count and the first
+            offending images.
     """
     failed = [
         result
@@ -32,6 +33,8 @@ def check(validation: Path) -> None:
 def _sentence(result: dict[str, Any]) -> str:
     observed = f"{result['observed']:.4g}" if isinstance(result["observed"], float) else result["observed"]
     text = f"{result['name']} {observed}, {result['relation']} {result['bound']}"
+    if result["parameter"]:
+        text += f" by validation.{result['parameter']}"
     if not result["offenders"]:
         return text
     first = ", ".join(result["ids"][:3]) + (", …" if result["offenders"] > 3 else "")

@@ -55,6 +55,8 @@ def fingerprint(key: Path) -> str:
 
     try:
         public = load_pem_public_key(key.read_bytes())
+    except OSError as error:
+        raise InputError(f"{key} is no public key in PEM: {str(error.strerror).lower()}") from None
     except Exception as error:  # as above
         raise InputError(f"{key} is no public key in PEM: {_one_line(error)}") from None
     return hashlib.sha256(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()

@@ -30,7 +30,8 @@ def lineage(path: Path) -> dict[str, Any] | None:
         "environment": run["builder"]["environment"],
         "metadata": run["metadata"],
         "files": len(record["subject"]),
-        "seconds": sum(step["seconds"] for step in steps),
+        # Waiting and start-up between the steps count too: this is how long the run took.
+        "seconds": max(step["ended"] for step in steps) - min(step["started"] for step in steps),
         "longest": max(step["seconds"] for step in steps) or 1,
         "steps": [{**step, "reads": list(inputs(step))} for step in steps],
         "open": open_inputs(steps),

@@ -36,21 +36,30 @@ def find_signal(name: str) -> type[Signal]:
     return kind
 
 
-def method_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a method's settings, checked and complete; `training` and `encoder` hold what it overrides.
+def settings_model(name: str) -> type[BaseModel]:
+    """Return a method's settings with their defaults and meanings, as a model.
 
     The keyword arguments of the method's constructor are its settings: their annotations (with pydantic's
     `Field` for ranges) and defaults are what is checked against.
 
     Raises:
-        InputError: an unknown method or key (the nearest is given), or a wrong value, by its dotted path.
+        InputError: there is no such method.
     """
     keywords = list(inspect.signature(find_signal(name).__init__).parameters.values())[2:]
     types = get_type_hints(find_signal(name).__init__, include_extras=True)
     fields: dict[str, Any] = {keyword.name: (types[keyword.name], keyword.default) for keyword in keywords}
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def method_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a method's settings, checked and complete; `training` and `encoder` hold what it overrides.
+
+    Raises:
+        InputError: an unknown method or key (the nearest is given), or a wrong value, by its dotted path.
+    """
     sections: dict[str, type[BaseModel]] = {"training": Training, "encoder": Encoder}
-    fields |= {section: (dict[str, Any], {}) for section in sections}
-    model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+    fields: dict[str, Any] = {section: (dict[str, Any], {}) for section in sections}
+    model = create_model(name, __base__=settings_model(name), **fields)
     checked = validated(model, settings, f"pretrain.{name}").model_dump()
     for section, kind in sections.items():
         values = validated(kind, checked[section], f"pretrain.{name}.{section}")
