@@ -5,7 +5,6 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -194,14 +193,16 @@ class Evidence:
         if not served:
             self.notes.append("the run serves no ONNX file")
             return
+        import torch
+
         from unlabeled.export.parity import onnx_equals_checkpoint
 
         # What the file says of itself would let it choose how it is compared.
-        step = next(step for step in self.steps if step["name"] == self._step(next(iter(served))))
-        torch_version = (step["machine"]["torch"] or {}).get("version", "")
+        machines = {step["name"]: step["machine"] for step in self.steps}
+        torch_version = (machines[self._step(next(iter(served)))]["torch"] or {}).get("version", "")
         precision = self.parameters["parameters"].get("export", {}).get("precision", "float32")
-        if torch_version != metadata.version("torch"):
-            here = f"exported by torch {torch_version or 'unknown'}, here is {metadata.version('torch')}"
+        if torch_version != torch.__version__:
+            here = f"exported by torch {torch_version or 'unknown'}, here is {torch.__version__}"
             self.notes.append(f"of the served ONNX files only the outputs were compared: {here}")
         with tempfile.TemporaryDirectory(prefix="unlabeled-") as room:
             folder = Path(room)
