@@ -4,6 +4,7 @@ import http.server
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from unlabeled.digest import tree_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import read_json
 from unlabeled.lineage import commit
+from unlabeled.lineage import git as git_module
 from unlabeled.lineage import registry as registry_module
 from unlabeled.lineage.audit import audit
 from unlabeled.lineage.commit import is_folder
@@ -117,12 +119,37 @@ def test_a_url_that_leads_nowhere(tmp_path):
     assert registry.runs() == []
 
 
-def test_a_server_that_never_answers_is_given_up(monkeypatch):
+@pytest.mark.parametrize(
+    ("scheme", "told"), [("http", "too slow"), ("git", "does not answer"), ("ssh", "timed out")]
+)
+def test_a_server_that_never_answers_is_given_up(monkeypatch, scheme, told):
+    if scheme == "ssh" and not shutil.which("ssh"):
+        pytest.skip("no ssh here")
     monkeypatch.setattr("unlabeled.lineage.git.STALLED_SECONDS", 1)
+    monkeypatch.setattr("unlabeled.lineage.git.ANSWER_SECONDS", 1 if scheme == "git" else 20)
+    monkeypatch.setattr(
+        "unlabeled.lineage.git.SSH", git_module.SSH.replace("ConnectTimeout=30", "ConnectTimeout=1")
+    )
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it is connected to, and says nothing
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/registry.git"
-        with pytest.raises(InputError, match="too slow"):
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/registry.git"
+        with pytest.raises(InputError, match=told):
             git("ls-remote", url)
+
+
+def test_what_the_user_runs_as_ssh_is_run(monkeypatch, tmp_path):
+    monkeypatch.setattr("unlabeled.lineage.git.ANSWER_SECONDS", 20)
+    (tmp_path / "config").write_text("[core]\n sshCommand = echo mine >&2; false\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    with pytest.raises(InputError, match="mine"):
+        git("ls-remote", "ssh://127.0.0.1:1/registry.git")
+
+
+def test_git_asks_nobody_for_input(monkeypatch):
+    seen = {}
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **named: seen.update(named) or run(*a, **named))
+    git("--version")
+    assert seen["stdin"] == subprocess.DEVNULL
 
 
 @pytest.mark.parametrize("run", ["a b", "a..b", "a:b", "a~", "a.lock", "", "a/"])
