@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import ablate, bench, by_hand, compare, follow, kubeflow, promote, verify, watch
+from pipelines.commands import (
+    ablate,
+    bench,
+    by_hand,
+    compare,
+    describe,
+    follow,
+    kubeflow,
+    promote,
+    verify,
+    watch,
+)
 from pipelines.options import (
     DEFAULT_WORKSPACE,
     Data,
@@ -28,6 +39,7 @@ from pipelines.options import (
     open_workspace,
     parameters_of,
 )
+from pipelines.printing import print_json, print_table
 from unlabeled import __version__
 from unlabeled.errors import CheckFailed, InputError
 
@@ -116,66 +128,9 @@ def run(
     local.execute(folder, lambda events, ended: display.watch(events, ended, console), cache=not fresh)
     leaderboard = json.loads((folder / "leaderboard.json").read_text())
     if as_json:
-        _print_json(leaderboard)
+        print_json(leaderboard)
     else:
         _print_leaderboard(leaderboard, folder)
-
-
-@app.command("methods")
-def methods_(
-    name: Annotated[str, typer.Argument(metavar="METHOD", help="Show this method's settings.")] = "",
-    as_json: Json = False,
-) -> None:
-    """List every learning signal: name, family, equation, paper; of one its settings, with default and meaning."""
-    from unlabeled.signals import all_signals
-
-    if name:
-        _print_settings(name, as_json)
-        return
-    rows = [
-        {"name": name, "family": signal.family, "equation": signal.equation, "paper": signal.paper}
-        for name, signal in sorted(all_signals().items())
-    ]
-    if as_json:
-        _print_json(rows)
-    else:
-        _print_table(rows, ["name", "family", "equation", "paper"])
-
-
-def _print_settings(method: str, as_json: bool) -> None:
-    from unlabeled.parameters import described
-    from unlabeled.signals import find_signal, settings_model
-
-    signal = find_signal(method)
-    rows = described(settings_model(method), f"pretrain.{method}.")
-    for section, defaults in (("training", signal.training_defaults), ("encoder", signal.encoder_defaults)):
-        rows += [
-            {
-                "parameter": f"pretrain.{method}.{section}.{key}",
-                "default": value,
-                "meaning": f"the method's own default of {section}.{key}",
-            }
-            for key, value in defaults.items()
-        ]
-    if not as_json:
-        print(f"{method}: {signal.family}, {signal.equation}; {signal.paper}")
-    _print_parameters(rows, as_json)
-
-
-@app.command()
-def parameters(
-    section: Annotated[str, typer.Argument(help="Show only this section, as training.")] = "",
-    as_json: Json = False,
-) -> None:
-    """List every parameter of a run with its default and meaning."""
-    from unlabeled.parameters import Parameters, described, nearest
-
-    rows = described(Parameters)
-    sections = list(dict.fromkeys(row["parameter"].partition(".")[0] for row in rows))
-    if section and section not in sections:
-        raise InputError(f"unknown section '{section}'{nearest(section, sections)}")
-    rows = [row for row in rows if not section or row["parameter"].partition(".")[0] == section]
-    _print_parameters(rows, as_json)
 
 
 @app.command()
@@ -188,10 +143,10 @@ def runs(
     """List the recorded runs, newest first."""
     rows = open_registry(workspace, registry, remote).runs()
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     elif rows:
         flat = [{**row, "data": row["data"].get("source", "")} for row in rows]
-        _print_table(flat, ["run", "started", "data", "selected"])
+        print_table(flat, ["run", "started", "data", "selected"])
     else:
         print(
             f"no run is recorded in {registry or workspace}; start one with `unlabeled run`", file=sys.stderr
@@ -212,7 +167,7 @@ def show(
     opened = open_registry(workspace, registry, remote)
     record = opened.show(find_run(opened, run))
     if as_json:
-        _print_json(record)
+        print_json(record)
         return
     from unlabeled.lineage.record import describe
 
@@ -256,7 +211,7 @@ def audit(
     except (CheckFailed, InputError) as error:
         failure = error  # what was found before is told all the same
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         for line in report.lines():
             print(line)
@@ -311,7 +266,7 @@ def predict(
 
     rows = answer(images, _run_folder(workspace, run), url, neighbours)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     flat = [
         {
@@ -323,7 +278,7 @@ def predict(
         }
         for row in rows
     ]
-    _print_table(flat, list(flat[0]))
+    print_table(flat, list(flat[0]))
 
 
 def _run_folder(workspace: Path, run: str) -> Path:
@@ -336,33 +291,6 @@ def _run_folder(workspace: Path, run: str) -> Path:
     if not (folder / "record.json").exists():
         registry.fetch(name, folder)
     return folder
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, sort_keys=True))
-
-
-def _print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, box=box.SIMPLE)
-    for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 160).print(table, highlight=False)
-
-
-def _print_parameters(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print defaults as --set takes them, in YAML."""
-    if as_json:
-        _print_json(rows)
-        return
-    shown = [
-        {**row, "default": row["default"] if isinstance(row["default"], str) else json.dumps(row["default"])}
-        for row in rows
-    ]
-    _print_table(shown, list(shown[0]))
 
 
 def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
@@ -384,7 +312,7 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
                 "seconds": f"{row['seconds']:,.0f}" if row.get("seconds") else "–",
             }
         )
-    _print_table(rows, list(rows[0]))
+    print_table(rows, list(rows[0]))
     name = folder.name
     print(f"report   {folder / 'report.html'}")
     workspace = folder.parents[1]
@@ -393,6 +321,7 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
         print(f"next     unlabeled {command}{there}")
 
 
+app.add_typer(describe.app)
 app.add_typer(kubeflow.app)
 app.add_typer(watch.app)
 app.add_typer(by_hand.app)

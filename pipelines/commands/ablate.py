@@ -1,6 +1,5 @@
 """`unlabeled ablate`: what a method depends on, measured on your images."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.options import DEFAULT_WORKSPACE, Json, Workspace, open_workspace
+from pipelines.printing import print_json
 
 app = typer.Typer(help="Study what a method depends on.", no_args_is_help=True)
 
@@ -39,7 +39,7 @@ def augmentations(
     study = open_study(workspace / "ablations", arguments)
     summary = carry_out(study, "pipelines.ablation", f"{len(arguments['cells'])} cells")
     if as_json:
-        print(json.dumps(summary, indent=2, sort_keys=True))
+        print_json(summary)
     else:
         _print_summary(summary, study / PAGE)
 

@@ -20,6 +20,7 @@ from pipelines.options import (
     open_workspace,
     parameters_of,
 )
+from pipelines.printing import print_json
 from unlabeled.errors import InputError
 
 # The names of `unlabeled.probes.few_labels.methods.METHODS`, whose import would make help wait for torch.
@@ -63,7 +64,7 @@ def labels(
     study = open_study(workspace / "comparisons", arguments)
     result = carry_out(study, "pipelines.label_efficiency", "comparison")
     if as_json:
-        print(json.dumps(result, indent=2, sort_keys=True))
+        print_json(result)
     else:
         _print_table(result, study / PAGE)
 

@@ -1,6 +1,5 @@
 """`unlabeled promote`: a recorded run to a stage, once it has passed every gate."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -18,6 +17,7 @@ from pipelines.options import (
     Workspace,
     open_registry,
 )
+from pipelines.printing import print_json
 from unlabeled.errors import InputError
 
 app = typer.Typer()
@@ -71,7 +71,7 @@ def promote(
     failed = [gate.name for gate in gates if not gate.passed]
     promoted = None if failed else promotion.promote(opened, run, stage, holder, version)
     if as_json:
-        print(json.dumps(_document(run, stage, gates, holder, promoted), indent=2, sort_keys=True))
+        print_json(_document(run, stage, gates, holder, promoted))
     if promoted is None:
         raise CheckFailed(
             f"run {run} is not promoted to '{stage}': {', '.join(failed)} refused; nothing was tagged"

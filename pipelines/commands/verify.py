@@ -1,10 +1,9 @@
 """`unlabeled verify`: the whole registry, every object read once."""
 
-import json
-
 import typer
 
 from pipelines.options import DEFAULT_WORKSPACE, Json, RegistryUrl, RemoteUrl, Workspace, open_registry
+from pipelines.printing import print_json
 
 app = typer.Typer()
 
@@ -29,7 +28,7 @@ def verify(
         for difference in report.differences:
             print(f"         {difference}")
     if as_json:
-        print(json.dumps({"sound": not unsound, "runs": found}, indent=2, sort_keys=True))
+        print_json({"sound": not unsound, "runs": found})
     else:
         print("sound" if not unsound else f"{unsound} run{'s' * (unsound != 1)} damaged")
     raise typer.Exit(1 if unsound else 0)

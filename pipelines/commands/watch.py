@@ -1,6 +1,5 @@
 """`unlabeled drift`: recent inputs of a server against the training images of the run that it serves."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from pipelines.options import (
     open_registry,
     parameters_of,
 )
+from pipelines.printing import print_json
 
 app = typer.Typer()
 
@@ -62,7 +62,7 @@ def drift(
         measure_drift(name, folder, recent, url, summary, report, asked.drift, asked.seed)
     result = read_json(summary)
     if as_json:
-        print(json.dumps(result, indent=2, sort_keys=True))
+        print_json(result)
     else:
         _print_summary(result, report)
     check_drift(result)
