@@ -3,6 +3,7 @@
 import errno
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,6 +62,8 @@ PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOE
 
 def main() -> None:
     """Run the command line: 0 done, 1 the check or run failed, 2 bad input."""
+    # SIGTERM ends a command as Ctrl-C does, so that what it started (a server, temporary folders) goes with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InputError as error:

@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -51,9 +50,10 @@ class EmbeddedTriton:
     """A context in which Triton serves a model repository on loopback.
 
     All models are loaded at the start, and can be loaded and unloaded through the API (explicit control). The
-    server ends with the context or with this process; no process and no shared memory remains. A process
-    that is killed leaves a temporary folder of 3 MB. Where a model asks for a response cache,
-    the server has one, of 64 MB.
+    server ends with the context, and nothing of it remains; SIGTERM has to be an exception for that, as the
+    commands and the steps make it. It also ends with a process that is killed, which leaves a temporary folder of
+    3 MB, and, if killed while the server starts, its stubs and their shared memory. Where a model asks for a
+    response cache, the server has one, of 64 MB.
 
     Args:
         http_port, grpc_port, metrics_port: 0 takes a free one.
@@ -120,13 +120,12 @@ class EmbeddedTriton:
         return f"HTTP {self.http_url}  gRPC {self.grpc_url}  metrics {self.metrics_url}/metrics"
 
     def wait(self) -> None:
-        """Wait until this process gets Ctrl-C or SIGTERM (in the main thread only).
+        """Wait until this process gets Ctrl-C, or a SIGTERM that is handled as one.
 
         Raises:
             CheckFailed: the server ended unasked.
         """
         assert self.process is not None
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             code = self.process.wait()
             # Ended by a signal, it says nothing worth reading.
