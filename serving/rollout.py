@@ -30,7 +30,8 @@ FILES = (Path(MODEL).name, LABELS)
 def place(bundle: Path, repository: Path) -> int:
     """Put a run's models beside those that are served, and return the number of the version.
 
-    A version that is there already, byte for byte, is found again. What is served does not change.
+    A version that is there already, its models byte for byte and its configuration, is found again. What is served
+    does not change.
 
     Args:
         bundle: with `repository/` and `index/`, on the file system of `repository`; its models are moved.
@@ -47,7 +48,7 @@ def place(bundle: Path, repository: Path) -> int:
     _adopt(repository, side)
     taken = sorted({number for model in models for number in _numbers(repository, model)})
     for number in reversed(taken):
-        if all(_same(new / model / "1", repository / model / str(number)) for model in models):
+        if all(_same(new / model, repository / model / str(number), side) for model in models):
             return number
     number = max(taken, default=0) + 1
     for model in models:
@@ -150,7 +151,7 @@ def _of_version(config: triton.ModelConfig, number: int, side: tuple[int, ...]) 
     images = triton.ModelWarmup.Input(
         data_type=triton.TYPE_UINT8, dims=[config.input[0].dims[0], *side], random_data=True
     )
-    for size in sorted({1, config.max_batch_size}):
+    for size in sorted({1, config.max_batch_size} - {warm.batch_size for warm in config.model_warmup}):
         found.model_warmup.add(name=f"batch of {size}", batch_size=size, inputs={"images": images})
     return found
 
@@ -196,8 +197,10 @@ def _numbers(repository: Path, model: str) -> list[int]:
     return [int(path.name) for path in (repository / model).glob("[1-9]*") if path.name.isdigit()]
 
 
-def _same(new: Path, placed: Path) -> bool:
+def _same(new: Path, placed: Path, side: tuple[int, ...]) -> bool:
     def content(folder: Path) -> list[bytes | None]:
         return [path.read_bytes() if (path := folder / name).exists() else None for name in FILES]
 
-    return (placed / CONFIG).exists() and content(new) == content(placed)
+    if not (placed / CONFIG).exists() or content(new / "1") != content(placed):
+        return False
+    return _of_version(read_config(new / CONFIG), int(placed.name), side) == read_config(placed / CONFIG)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
 from lineage_bundle import flip, record_run
 from served_bundle import OUTPUTS, head, serve
+from tritonclient.grpc.model_config_pb2 import ModelWarmup
 
 from serving.follow import Follower
 from serving.index import Index
@@ -89,6 +91,31 @@ def test_a_version_that_is_there_is_found_again_and_a_half_one_is_not(incoming, 
     assert place(incoming(1), repository) == 3
     flip(repository / "encoder" / "3" / "model.onnx")
     assert place(incoming(1), repository) == 4
+
+
+def configure(bundle, **fields):
+    for kind in OUTPUTS:
+        path = bundle / "repository" / kind / "config.pbtxt"
+        config = read_config(path)
+        config.MergeFrom(type(config)(**fields))
+        path.write_bytes(text_format.MessageToBytes(config))
+    return bundle
+
+
+def test_the_same_weights_with_another_configuration_are_another_version(incoming, tmp_path):
+    repository = tmp_path / "repository"
+    assert place(incoming(0), repository) == 1
+    assert place(configure(incoming(0), max_batch_size=8), repository) == 2
+    assert read_config(repository / "encoder" / "2" / "config.pbtxt").max_batch_size == 8
+    assert place(incoming(0), repository) == 1
+
+
+def test_a_batch_size_is_warmed_once(incoming, tmp_path):
+    repository = tmp_path / "repository"
+    warm = [ModelWarmup(name=f"batch of {size}", batch_size=size) for size in (1, 8)]
+    place(configure(incoming(0), model_warmup=warm), repository)
+    config = read_config(repository / "encoder" / "1" / "config.pbtxt")
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8, 32]
 
 
 def test_a_damaged_model_never_reaches_the_repository(registry, tmp_path):
