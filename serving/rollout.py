@@ -116,10 +116,15 @@ def roll_out(repository: Path, number: int, index: Index, client: Client, key: s
 
 
 def prune(repository: Path, keep: Sequence[int]) -> None:
-    """Remove the versions that are not to be kept."""
-    for model in model_names(repository):
-        for number in _numbers(repository, model):
-            if number not in keep:
+    """Remove the versions that are not to be kept.
+
+    The highest stays: its number, given again, would let a response cache answer for other models.
+    """
+    numbers = {model: _numbers(repository, model) for model in model_names(repository)}
+    highest = max((number for taken in numbers.values() for number in taken), default=0)
+    for model, taken in numbers.items():
+        for number in taken:
+            if number not in (*keep, highest):
                 shutil.rmtree(repository / model / str(number))
 
 

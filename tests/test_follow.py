@@ -19,7 +19,7 @@ from tritonclient.grpc.model_config_pb2 import ModelWarmup
 from serving.follow import Follower
 from serving.index import Index
 from serving.repository import read_config, read_labels
-from serving.rollout import place, point, served_number
+from serving.rollout import place, point, prune, served_number
 from serving.server import EmbeddedTriton
 from serving.soak import Soak
 from unlabeled.digest import tree_digest
@@ -116,6 +116,17 @@ def test_a_batch_size_is_warmed_once(incoming, tmp_path):
     place(configure(incoming(0), model_warmup=warm), repository)
     config = read_config(repository / "encoder" / "1" / "config.pbtxt")
     assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8, 32]
+
+
+def test_a_number_is_never_given_again(incoming, tmp_path):
+    """A response cache would answer for the models that had it before."""
+    repository = tmp_path / "repository"
+    assert [place(incoming(seed), repository) for seed in (0, 1, 2)] == [1, 2, 3]
+    point(repository, 1)
+    prune(repository, keep=[1])
+    assert place(incoming(3), repository) == 4
+    prune(repository, keep=[4, 1])
+    assert {path.name for path in repository.glob("encoder/[0-9]*")} == {"1", "4"}
 
 
 def test_a_damaged_model_never_reaches_the_repository(registry, tmp_path):

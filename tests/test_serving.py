@@ -21,6 +21,7 @@ from serving.load import measure, measure_direct
 from serving.predict import predict
 from serving.repository import model_config, write_model
 from serving.server import LOOPBACK, EmbeddedTriton
+from serving.timing import milliseconds
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import KINDS, load_served
 from unlabeled.export.onnx import OnnxModel
@@ -393,3 +394,11 @@ def test_load_generator_counts_what_the_server_answers(run, server):
     assert 0 < load.p50_milliseconds <= load.p99_milliseconds
     direct = measure_direct(run.repository / "classifier" / MODEL, images, seconds=0.2)
     assert direct.images_per_second > 0
+
+
+def test_every_timed_request_has_images_of_its_own():
+    """The same ones would be answered from a response cache."""
+    asked = []
+    assert len(milliseconds(asked.append, (1, 3, 8, 8), 5, warm_up=2)) == 5
+    assert len({images.tobytes() for images in asked}) == 7
+    assert {(images.shape, images.dtype) for images in asked} == {((1, 3, 8, 8), np.dtype(np.uint8))}
