@@ -53,6 +53,13 @@ class Client:
             self.connection = tritonclient.http.InferenceServerClient(url, network_timeout=timeout_seconds)
             self.settings = {}
 
+    def check_server(self) -> None:
+        """Raise InputError where no server answers at the address."""
+        try:
+            self.connection.is_server_live(**self.settings)
+        except (InferenceServerException, OSError) as error:
+            raise InputError(f"no Triton server at {self.url}: {_told(error)}") from None
+
     def infer(self, model: str, images: np.ndarray, version: str = "") -> dict[str, np.ndarray]:
         """Return a model's outputs by name, a row per image.
 
@@ -105,3 +112,7 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _told(error: Exception) -> str:
+    return error.message() if isinstance(error, InferenceServerException) else str(error)

@@ -42,7 +42,7 @@ def live(registry: Registry, run: str, report: Report, url: str, seed: int = 0) 
     ]
     claim = f"the server at {url} answers as the recorded models do"
     with tempfile.TemporaryDirectory(prefix="unlabeled-") as room, Client(url, retry_seconds=2.0) as client:
-        _require_server(client)
+        client.check_server()
         try:
             registry.fetch(run, Path(room), ["repository", "index"])
             index = Index(Path(room) / "index")
@@ -55,13 +55,6 @@ def live(registry: Registry, run: str, report: Report, url: str, seed: int = 0) 
             for line in _model(client, kind, index, Path(room) / "repository", tolerance, seed)
         ]
     return report.with_check(Check(claim, tuple(found)))
-
-
-def _require_server(client: Client) -> None:
-    try:
-        client.connection.is_server_live(client_timeout=10.0)
-    except InferenceServerException as error:
-        raise InputError(f"no Triton server at {client.url}: {error.message()}") from None
 
 
 def _model(

@@ -24,6 +24,8 @@ from unlabeled.files import write_bytes
 
 CONTROL_HEADER = "triton-grpc-protocol-control-key"
 LOAD_SECONDS = 300.0
+# Beside the repository: the version that last gave its run's golden answers.
+PROVEN = ".proven"
 FILES = (Path(MODEL).name, LABELS)
 
 
@@ -75,12 +77,24 @@ def served_number(repository: Path) -> int:
     return versions.pop() if len(versions) == 1 else 0
 
 
+def proven_number(repository: Path) -> int:
+    """Return the version that last gave its golden answers; where nothing tells, the one that is served; 0: none."""
+    path = repository.parent / PROVEN
+    number = int(path.read_text()) if path.exists() else served_number(repository)
+    return number if _models_of(repository, number) else 0
+
+
+def _prove(repository: Path, number: int) -> None:
+    write_bytes(repository.parent / PROVEN, str(number).encode())
+
+
 def roll_out(repository: Path, number: int, index: Index, client: Client, key: str, tolerance: float) -> bool:
     """Switch a running server to a version, and prove by the golden answers that it is the one.
 
     Triton loads and warms the new version beside the old one, gives it new requests as soon as it is ready, and
     unloads the old one once that has answered what it has. The models switch at the same time, but not at the
-    same moment: each switches when it is ready.
+    same moment: each switches when it is ready. Where this process is killed before the proof, the next call goes
+    on: what serves unproven is proven then, or goes back.
 
     Args:
         index: of the version's run.
@@ -91,28 +105,33 @@ def roll_out(repository: Path, number: int, index: Index, client: Client, key: s
         False: the server served it already.
 
     Raises:
-        CheckFailed: Triton cannot load it, or it gives other answers; the version before serves again.
-        InputError: Triton is not there, or refuses the key; the version before serves, or will again.
+        CheckFailed: Triton cannot load it, or it gives other answers; the version proven before serves again.
+        InputError: Triton is not there, or refuses the key; the version proven before serves, or will again.
     """
-    models, before = _models_of(repository, number), served_number(repository)
+    models, before = _models_of(repository, number), proven_number(repository)
     try:
         ready = [client.connection.is_model_ready(model, str(number)) for model in models]
     except InferenceServerException as error:
         raise InputError(f"no answer from Triton at {client.url}: {error.message()}") from None
-    if all(ready) and before == number:
-        _check_golden(models, number, index, client, tolerance)
-        return False
+    changed = not (all(ready) and served_number(repository) == number)
     try:
-        point(repository, number)
-        _load(client.url, models, key)
+        if changed:
+            _prove(repository, before)
+            point(repository, number)
+            _load(client.url, models, key)
         _check_golden(models, number, index, client, tolerance)
     except (CheckFailed, InputError) as error:
         if before in (0, number):
             raise
         point(repository, before)
-        _load(client.url, models, key)
-        raise type(error)(f"{error}; version {before} serves again") from None
-    return True
+        try:
+            _load(client.url, models, key)
+            outcome = "serves again"
+        except (CheckFailed, InputError) as second:
+            outcome = f"is not loaded either: {second}"
+        raise type(error)(f"{error}; version {before} {outcome}") from None
+    _prove(repository, number)
+    return changed
 
 
 def prune(repository: Path, keep: Sequence[int]) -> None:
