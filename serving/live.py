@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from serving.client import Client
+from serving.client import Client, in_batches
 from serving.index import Index
 from serving.repository import CONFIG, MODEL, read_config
 from unlabeled.errors import CheckFailed, InputError
@@ -62,7 +62,7 @@ def _model(
 ) -> Iterator[Difference]:
     recorded = read_config(repository / kind / CONFIG)
     try:
-        served = client.connection.get_model_config(kind, client_timeout=10.0).config
+        served = client.connection.get_model_config(kind, **client.settings).config
     except InferenceServerException as error:
         yield Difference("live", kind, f"is not served: {error.message()}")
         return
@@ -79,8 +79,9 @@ def _model(
         ("random", probes, expected(probes)),
     ):
         try:
-            parts = np.array_split(images, -(-len(images) // batch))
-            given = np.concatenate([client.infer(kind, part)[index.models[kind]["output"]] for part in parts])
+            given = in_batches(
+                lambda part: client.infer(kind, part)[index.models[kind]["output"]], images, batch
+            )
         except (CheckFailed, InputError, KeyError) as error:
             yield Difference("live", kind, f"does not answer the {name} images: {error}")
             continue

@@ -110,7 +110,7 @@ def roll_out(repository: Path, number: int, index: Index, client: Client, key: s
     """
     models, before = _models_of(repository, number), proven_number(repository)
     try:
-        ready = [client.connection.is_model_ready(model, str(number)) for model in models]
+        ready = [client.connection.is_model_ready(model, str(number), **client.settings) for model in models]
     except InferenceServerException as error:
         raise InputError(f"no answer from Triton at {client.url}: {error.message()}") from None
     changed = not (all(ready) and served_number(repository) == number)
@@ -189,7 +189,7 @@ def _load_one(url: str, key: str, model: str) -> None:
     # A client of tritonclient is for one thread.
     with Client(url) as client:
         try:
-            headers = {CONTROL_HEADER: key} if key else None
+            headers = client.headers | ({CONTROL_HEADER: key} if key else {})
             client.connection.load_model(model, headers=headers, client_timeout=LOAD_SECONDS)
         except InferenceServerException as error:
             reason = f"Triton at {url} cannot load {model}: {error.message()}"

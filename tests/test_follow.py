@@ -211,7 +211,7 @@ def switched(incoming, tmp_path, monkeypatch):
         if not seed:
             point(repository, 1)
     connection = SimpleNamespace(is_model_ready=lambda *_: True)
-    client = SimpleNamespace(url="server", connection=connection)
+    client = SimpleNamespace(url="server", connection=connection, settings={})
     monkeypatch.setattr(rollout, "_load", lambda *_: None)
     return lambda: roll_out(repository, 2, None, client, "", 0.1), repository
 
