@@ -232,6 +232,13 @@ def audit(
         str,
         typer.Option(metavar="HOST:PORT", help="Ask a running server (gRPC) whether it serves these models."),
     ] = "",
+    live_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Largest difference of its answers, as 1e-3 for a GPU; default: the run's export.tolerance.",
+        ),
+    ] = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
     registry: RegistryUrl = "",
     remote: RemoteUrl = "",
@@ -249,7 +256,7 @@ def audit(
         if live:
             from serving.live import live as ask
 
-            report = ask(opened, name, report, live)
+            report = ask(opened, name, report, live, live_tolerance)
         if rerun:
             from rich.console import Console
 
