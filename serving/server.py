@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -88,7 +89,7 @@ class EmbeddedTriton:
         self.environment = triton_environment()
 
     def __enter__(self) -> "EmbeddedTriton":
-        self.folder = Path(tempfile.mkdtemp(prefix="unlabeled-triton-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="unlabeled-triton-", dir=_plain_folder()))
         self.log = self.folder / "log"
         self.process: subprocess.Popen | None = None
         self.region = f"unlabeled-{uuid.uuid4().hex[:12]}-"
@@ -262,6 +263,18 @@ def _python_of(environment: Path) -> dict[str, str]:
     if answer.returncode:
         raise InputError(f"the Python of {environment} does not run: run `make clean setup`")
     return json.loads(answer.stdout)
+
+
+def _plain_folder() -> str:
+    """Return a folder for temporary files without a character that is special to a shell.
+
+    The Python backend starts its processes by a shell; one that cannot start would be waited for in vain.
+    """
+    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    for folder in folders:
+        if re.fullmatch(r"[\w./-]+", folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise InputError(f"no folder for temporary files with a plain name can be written: {', '.join(folders)}")
 
 
 def _free_port() -> int:

@@ -52,6 +52,14 @@ def test_a_folder_of_any_name_is_served(run, tmp_path):
     assert np.isfinite(answer["embedding"]).all()
 
 
+def test_temporary_files_lie_where_a_shell_reads_the_name(run, tmp_path, monkeypatch):
+    odd = tmp_path / "with space"
+    odd.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(odd))
+    with EmbeddedTriton(run.repository) as server:
+        assert " " not in str(server.folder) and not list(odd.iterdir())
+
+
 @pytest.mark.slow
 def test_check_serving_proves_the_repository(run, tmp_path):
     result = check_serving(run.repository, run.index, tmp_path / "serving", Export(max_batch_size=32))
