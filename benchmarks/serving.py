@@ -178,7 +178,7 @@ def options(folder: Path, name: str, seconds: float, rounds: int, backend: Path)
         write_model(repository, _config("encoder", served, warmup=warmup), exact)
         with EmbeddedTriton(repository, backend=backend) as triton, Client(triton.grpc_url) as client:
             ask = partial(client.infer, "encoder")
-            first[warmup] = float(milliseconds(ask, images_like(served, 64), 1)[0])
+            first[warmup] = float(milliseconds(ask, images_like(served, 64).shape, 1)[0])
     told = f"{name}, first request of 64 images: {first[()]:.1f} ms, warmed {first[(64,)]:.1f} ms; ratio"
     return [*rows, row(told, first[()] / first[(64,)], None, True)]
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,6 +74,8 @@ PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOE
 
 def main() -> None:
     """Run the command line: 0 done, 1 the check or run failed, 2 bad input."""
+    # SIGTERM ends a command as Ctrl-C does, so that what it started (a server, temporary folders) goes with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InputError as error:
@@ -184,6 +187,13 @@ def audit(
         str,
         typer.Option(metavar="HOST:PORT", help="Ask a running server (gRPC) whether it serves these models."),
     ] = "",
+    live_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Largest difference of its answers, as 1e-3 for a GPU; default: the run's export.tolerance.",
+        ),
+    ] = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
     registry: RegistryUrl = "",
     remote: RemoteUrl = "",
@@ -201,7 +211,7 @@ def audit(
         if live:
             from serving.live import live as ask
 
-            report = ask(opened, name, report, live)
+            report = ask(opened, name, report, live, live_tolerance)
         if rerun:
             from rich.console import Console
 

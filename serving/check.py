@@ -68,7 +68,9 @@ def check_serving(repository: Path, index: Path, output: Path, parameters: Expor
             result[f"{kind}_triton"] = max(
                 _worst(images, answers, infer, sizes) for infer in (by_grpc, by_http)
             )
-            result[f"{kind}_milliseconds"] = float(np.median(milliseconds(by_grpc, images[:1], REQUESTS)))
+            result[f"{kind}_milliseconds"] = float(
+                np.median(milliseconds(by_grpc, (1, *expected.image_shape), REQUESTS))
+            )
             for name in ("onnx", "triton"):
                 worst = result[f"{kind}_{name}"]
                 if worst > parameters.tolerance:

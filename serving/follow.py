@@ -1,18 +1,20 @@
 """The serving side of a promotion: what is at a stage of the registry comes into a running Triton."""
 
+import fcntl
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from serving.client import Client
 from serving.index import Index
-from serving.rollout import place, prune, roll_out, served_number
+from serving.rollout import place, proven_number, prune, roll_out
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.lineage.promotion import Promotion, at_stage
 from unlabeled.lineage.registry import Registry
 
-INCOMING = ".incoming"
+INCOMING, LOCK = ".incoming", ".lock"
 Say = Callable[[str], None]
 
 
@@ -27,13 +29,23 @@ def bring(registry: Registry, promotion: Promotion, repository: Path) -> tuple[i
         InputError: the registry cannot be reached.
     """
     incoming = repository.parent / INCOMING
-    shutil.rmtree(incoming, ignore_errors=True)
-    try:
-        registry.fetch(promotion.run, incoming, ["repository", "index"])
-        index = Index(incoming / "index")
-        return place(incoming, repository), index
-    finally:
+    with _alone(repository.parent):
         shutil.rmtree(incoming, ignore_errors=True)
+        try:
+            registry.fetch(promotion.run, incoming, ["repository", "index"])
+            index = Index(incoming / "index")
+            return place(incoming, repository), index
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process brings models into this folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Follower:
@@ -60,6 +72,7 @@ class Follower:
         self.registry, self.stage, self.url, self.repository = registry, stage, url, repository
         self.key, self.tolerance, self.say = key, tolerance, say
         self.settled: Promotion | None = None
+        self.brought: tuple[Promotion, int, Index] | None = None
 
     def look(self) -> None:
         """Ask the registry once, and roll out what is new there.
@@ -75,15 +88,19 @@ class Follower:
         if promotion == self.settled:
             return
         started = time.monotonic()
-        number, index = bring(self.registry, promotion, self.repository)
-        before = served_number(self.repository)
-        try:
-            with Client(self.url, retry_seconds=0) as client:
+        with Client(self.url, retry_seconds=0) as client:
+            # A run is large: it is brought once, and for a server that is there.
+            client.check_server()
+            if self.brought is None or self.brought[0] != promotion:
+                self.brought = promotion, *bring(self.registry, promotion, self.repository)
+            _, number, index = self.brought
+            before = proven_number(self.repository)
+            try:
                 changed = roll_out(self.repository, number, index, client, self.key, self.tolerance)
-        except CheckFailed:
-            # Once refused it is not tried again, unless it is promoted again.
-            self.settled = promotion
-            raise
+            except CheckFailed:
+                # Once refused it is not tried again, unless it is promoted again.
+                self.settled = promotion
+                raise
         self.settled = promotion
         if before != number:
             prune(self.repository, keep=[number, before])
@@ -101,7 +118,7 @@ class Follower:
             try:
                 self.look()
                 said = ""
-            except (CheckFailed, InputError) as error:
+            except (CheckFailed, InputError, OSError) as error:
                 if str(error) != said:
                     said = str(error)
                     self.say(f"not rolled out: {said}")

@@ -87,9 +87,9 @@ def latency(bundle: Path, budget: float) -> Gate:
     """
     index = Index(bundle / "index")
     with _infer(bundle / "repository", index) as (where, infer):
-        image, figures = index.golden["images"][:1], {}
+        shape, figures = (1, *index.image_shape), {}
         for kind in index.models:
-            times = milliseconds(partial(infer, kind), image, REQUESTS, WARM_UP)
+            times = milliseconds(partial(infer, kind), shape, REQUESTS, WARM_UP)
             figures[kind] = dict(zip(("median", "p99"), np.percentile(times, [50, 99]).tolist(), strict=True))
     told = ", ".join(f"{kind} {times['median']:.1f}/{times['p99']:.1f}" for kind, times in figures.items())
     why = f"median/p99 of {REQUESTS} requests in ms: {told}; allowed p99 {budget:g} ({where})"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from serving.client import Client
+from serving.client import Client, in_batches
 from serving.index import Index
 from serving.repository import CONFIG, MODEL, read_config
 from unlabeled.errors import CheckFailed, InputError
@@ -22,27 +22,29 @@ FIELDS = ("backend", "max_batch_size", "input", "output")
 PROBES = 32
 
 
-def live(registry: Registry, run: str, report: Report, url: str, seed: int = 0) -> Report:
+def live(
+    registry: Registry, run: str, report: Report, url: str, tolerance: float | None = None, seed: int = 0
+) -> Report:
     """Ask a running Triton server what the recorded models are asked, and add what differs to the report.
 
     Asked are the recorded golden images, whose answers the index holds, and fresh random images, whose answers
-    onnxruntime gives here from the recorded ONNX files; answers must agree within the run's own
-    `export.tolerance`. What moves no answer by more than that is not seen.
+    onnxruntime gives here from the recorded ONNX files; answers must agree within `tolerance`.
+    What moves no answer by more than that is not seen.
 
     Args:
         url: gRPC address, `HOST:PORT`.
+        tolerance: largest difference; None: the run's own `export.tolerance`, which a GPU may exceed.
         seed: of the random images.
 
     Raises:
         InputError: there is no such run, or no server at `url`.
     """
-    record = registry.show(run)
-    tolerance = record["predicate"]["buildDefinition"]["externalParameters"]["parameters"]["export"][
-        "tolerance"
-    ]
+    definition = registry.show(run)["predicate"]["buildDefinition"]
+    if tolerance is None:
+        tolerance = definition["externalParameters"]["parameters"]["export"]["tolerance"]
     claim = f"the server at {url} answers as the recorded models do"
     with tempfile.TemporaryDirectory(prefix="unlabeled-") as room, Client(url, retry_seconds=2.0) as client:
-        _require_server(client)
+        client.check_server()
         try:
             registry.fetch(run, Path(room), ["repository", "index"])
             index = Index(Path(room) / "index")
@@ -57,19 +59,12 @@ def live(registry: Registry, run: str, report: Report, url: str, seed: int = 0) 
     return report.with_check(Check(claim, tuple(found)))
 
 
-def _require_server(client: Client) -> None:
-    try:
-        client.connection.is_server_live(client_timeout=10.0)
-    except InferenceServerException as error:
-        raise InputError(f"no Triton server at {client.url}: {error.message()}") from None
-
-
 def _model(
     client: Client, kind: str, index: Index, repository: Path, tolerance: float, seed: int
 ) -> Iterator[Difference]:
     recorded = read_config(repository / kind / CONFIG)
     try:
-        served = client.connection.get_model_config(kind, client_timeout=10.0).config
+        served = client.connection.get_model_config(kind, **client.settings).config
     except InferenceServerException as error:
         yield Difference("live", kind, f"is not served: {error.message()}")
         return
@@ -86,14 +81,15 @@ def _model(
         ("random", probes, expected(probes)),
     ):
         try:
-            parts = np.array_split(images, -(-len(images) // batch))
-            given = np.concatenate([client.infer(kind, part)[index.models[kind]["output"]] for part in parts])
+            given = in_batches(
+                lambda part: client.infer(kind, part)[index.models[kind]["output"]], images, batch
+            )
         except (CheckFailed, InputError, KeyError) as error:
             yield Difference("live", kind, f"does not answer the {name} images: {error}")
             continue
         worst = difference(answers, given)["max_difference"]
         if worst > tolerance:
-            what = f"answers the {name} images otherwise, by {worst:.1e}; export.tolerance allows {tolerance:.0e}"
+            what = f"answers the {name} images otherwise, by {worst:.1e}; allowed {tolerance:.0e}"
             yield Difference("live", kind, what)
 
 

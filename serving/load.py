@@ -14,11 +14,11 @@ import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2 as messages
 
+from serving.client import channel_options
 from unlabeled.errors import CheckFailed
 from unlabeled.export.onnx import OnnxModel
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -55,7 +55,7 @@ def measure(
     request = grpc_request(model, images)
 
     async def run() -> Load:
-        async with grpc.aio.insecure_channel(url, options=UNLIMITED) as channel:
+        async with grpc.aio.insecure_channel(url, options=channel_options(url)) as channel:
             infer = partial(channel.unary_unary(INFER), request)
             return await _load([infer] * clients, len(images), seconds, warm_up)
 

@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 from tritonclient.grpc import service_pb2 as messages
 
-from serving.client import Client
-from serving.load import INFER, UNLIMITED, raw_request
+from serving.client import Client, channel_options
+from serving.load import INFER, raw_request
 from unlabeled.errors import CheckFailed
 
 SECONDS = 30.0
@@ -148,7 +148,7 @@ def storm(target: Target, requests: int, seed: int = 0, threads: int = 4) -> Cou
         with (
             Client(target.grpc_url, retry_seconds=0) as by_grpc,
             Client(target.http_url, "http", retry_seconds=0) as by_http,
-            grpc.insecure_channel(target.grpc_url, options=UNLIMITED) as channel,
+            grpc.insecure_channel(target.grpc_url, options=channel_options(target.grpc_url)) as channel,
         ):
             infer = channel.unary_unary(INFER)
             for number in range(thread, requests, threads):

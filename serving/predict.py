@@ -1,14 +1,15 @@
 """Answers for image files: class, cluster, nearest training images."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serving.client import Client
+from serving.client import Client, in_batches
 from serving.index import Index
-from serving.repository import MODEL, read_labels
+from serving.repository import CONFIG, MODEL, read_config, read_labels
 from unlabeled.data.images import BrokenImage, read_image
 from unlabeled.errors import InputError
 from unlabeled.export.onnx import OnnxModel
@@ -34,13 +35,15 @@ def predict(images: Sequence[Path], run: Path, url: str = "", neighbours: int = 
     """
     repository, index = run / "repository", Index(run / "index")
     pixels = np.stack([_read(path, index.image_shape) for path in images])
-    # One by one: a request of many images could exceed the server's largest batch.
-    batches = np.split(pixels, len(pixels))
     if url:
         with Client(url) as client:
+
+            def ask(kind: str, batch: np.ndarray) -> np.ndarray:
+                return client.infer(kind, batch)[index.models[kind]["output"]]
+
             answers = {
-                kind: np.concatenate([client.infer(kind, batch)[model["output"]] for batch in batches])
-                for kind, model in index.models.items()
+                kind: in_batches(partial(ask, kind), pixels, _largest(repository / kind))
+                for kind in index.models
             }
     else:
         answers = {kind: OnnxModel(repository / kind / MODEL)(pixels) for kind in index.models}
@@ -64,6 +67,10 @@ def predict(images: Sequence[Path], run: Path, url: str = "", neighbours: int = 
             images, answers["classifier"], answers["clusterer"], nearest, similarities
         )
     ]
+
+
+def _largest(model: Path) -> int:
+    return read_config(model / CONFIG).max_batch_size or 1
 
 
 def _read(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:

@@ -119,10 +119,10 @@ def _read_logs(
         _check(name, kind, values.get(kind), image_shape[0])
         kinds.add(kind)
         rows.append(values[kind])
-        seen += int(values.get("seen", len(values[kind])))
+        seen += int(_number(name, values, "seen", len(values[kind])))
         if "ended" in values:
-            started.append(float(values["started"]))
-            ended.append(float(values["ended"]))
+            ended.append(_number(name, values, "ended"))
+            started.append(_number(name, values, "started", ended[-1]))
             age = (time.time() - ended[-1]) / 3600
             if age > parameters.max_age_hours:
                 raise InputError(
@@ -148,6 +148,16 @@ def _check(name: str, kind: str, rows: np.ndarray | None, channels: int) -> None
         raise InputError(
             f"{name}: embeddings are {rows.dtype} {rows.shape}, expected are finite floats (N, D)"
         )
+
+
+def _number(name: str, values: dict[str, np.ndarray], key: str, default: float = np.nan) -> float:
+    try:
+        number = float(values.get(key, default))
+    except (TypeError, ValueError):
+        number = np.nan
+    if not np.isfinite(number):
+        raise InputError(f"{name}: `{key}` is {_one_line(ValueError(values[key]))}, expected is a number")
+    return number
 
 
 def _some(count: int, most: int, random: np.random.Generator) -> np.ndarray:

@@ -24,13 +24,16 @@ from unlabeled.files import write_bytes
 
 CONTROL_HEADER = "triton-grpc-protocol-control-key"
 LOAD_SECONDS = 300.0
+# Beside the repository: the version that last gave its run's golden answers.
+PROVEN = ".proven"
 FILES = (Path(MODEL).name, LABELS)
 
 
 def place(bundle: Path, repository: Path) -> int:
     """Put a run's models beside those that are served, and return the number of the version.
 
-    A version that is there already, byte for byte, is found again. What is served does not change.
+    A version that is there already, its models byte for byte and its configuration, is found again. What is served
+    does not change.
 
     Args:
         bundle: with `repository/` and `index/`, on the file system of `repository`; its models are moved.
@@ -47,7 +50,7 @@ def place(bundle: Path, repository: Path) -> int:
     _adopt(repository, side)
     taken = sorted({number for model in models for number in _numbers(repository, model)})
     for number in reversed(taken):
-        if all(_same(new / model / "1", repository / model / str(number)) for model in models):
+        if all(_same(new / model, repository / model / str(number), side) for model in models):
             return number
     number = max(taken, default=0) + 1
     for model in models:
@@ -74,12 +77,24 @@ def served_number(repository: Path) -> int:
     return versions.pop() if len(versions) == 1 else 0
 
 
+def proven_number(repository: Path) -> int:
+    """Return the version that last gave its golden answers; where nothing tells, the one that is served; 0: none."""
+    path = repository.parent / PROVEN
+    number = int(path.read_text()) if path.exists() else served_number(repository)
+    return number if _models_of(repository, number) else 0
+
+
+def _prove(repository: Path, number: int) -> None:
+    write_bytes(repository.parent / PROVEN, str(number).encode())
+
+
 def roll_out(repository: Path, number: int, index: Index, client: Client, key: str, tolerance: float) -> bool:
     """Switch a running server to a version, and prove by the golden answers that it is the one.
 
     Triton loads and warms the new version beside the old one, gives it new requests as soon as it is ready, and
     unloads the old one once that has answered what it has. The models switch at the same time, but not at the
-    same moment: each switches when it is ready.
+    same moment: each switches when it is ready. Where this process is killed before the proof, the next call goes
+    on: what serves unproven is proven then, or goes back.
 
     Args:
         index: of the version's run.
@@ -90,35 +105,45 @@ def roll_out(repository: Path, number: int, index: Index, client: Client, key: s
         False: the server served it already.
 
     Raises:
-        CheckFailed: Triton cannot load it, or it gives other answers; the version before serves again.
-        InputError: Triton is not there, or refuses the key; the version before serves, or will again.
+        CheckFailed: Triton cannot load it, or it gives other answers; the version proven before serves again.
+        InputError: Triton is not there, or refuses the key; the version proven before serves, or will again.
     """
-    models, before = _models_of(repository, number), served_number(repository)
+    models, before = _models_of(repository, number), proven_number(repository)
     try:
-        ready = [client.connection.is_model_ready(model, str(number)) for model in models]
+        ready = [client.connection.is_model_ready(model, str(number), **client.settings) for model in models]
     except InferenceServerException as error:
         raise InputError(f"no answer from Triton at {client.url}: {error.message()}") from None
-    if all(ready) and before == number:
-        _check_golden(models, number, index, client, tolerance)
-        return False
+    changed = not (all(ready) and served_number(repository) == number)
     try:
-        point(repository, number)
-        _load(client.url, models, key)
+        if changed:
+            _prove(repository, before)
+            point(repository, number)
+            _load(client.url, models, key)
         _check_golden(models, number, index, client, tolerance)
     except (CheckFailed, InputError) as error:
         if before in (0, number):
             raise
         point(repository, before)
-        _load(client.url, models, key)
-        raise type(error)(f"{error}; version {before} serves again") from None
-    return True
+        try:
+            _load(client.url, models, key)
+            outcome = "serves again"
+        except (CheckFailed, InputError) as second:
+            outcome = f"is not loaded either: {second}"
+        raise type(error)(f"{error}; version {before} {outcome}") from None
+    _prove(repository, number)
+    return changed
 
 
 def prune(repository: Path, keep: Sequence[int]) -> None:
-    """Remove the versions that are not to be kept."""
-    for model in model_names(repository):
-        for number in _numbers(repository, model):
-            if number not in keep:
+    """Remove the versions that are not to be kept.
+
+    The highest stays: its number, given again, would let a response cache answer for other models.
+    """
+    numbers = {model: _numbers(repository, model) for model in model_names(repository)}
+    highest = max((number for taken in numbers.values() for number in taken), default=0)
+    for model, taken in numbers.items():
+        for number in taken:
+            if number not in (*keep, highest):
                 shutil.rmtree(repository / model / str(number))
 
 
@@ -150,7 +175,7 @@ def _of_version(config: triton.ModelConfig, number: int, side: tuple[int, ...]) 
     images = triton.ModelWarmup.Input(
         data_type=triton.TYPE_UINT8, dims=[config.input[0].dims[0], *side], random_data=True
     )
-    for size in sorted({1, config.max_batch_size}):
+    for size in sorted({1, config.max_batch_size} - {warm.batch_size for warm in config.model_warmup}):
         found.model_warmup.add(name=f"batch of {size}", batch_size=size, inputs={"images": images})
     return found
 
@@ -164,7 +189,7 @@ def _load_one(url: str, key: str, model: str) -> None:
     # A client of tritonclient is for one thread.
     with Client(url) as client:
         try:
-            headers = {CONTROL_HEADER: key} if key else None
+            headers = client.headers | ({CONTROL_HEADER: key} if key else {})
             client.connection.load_model(model, headers=headers, client_timeout=LOAD_SECONDS)
         except InferenceServerException as error:
             reason = f"Triton at {url} cannot load {model}: {error.message()}"
@@ -196,8 +221,10 @@ def _numbers(repository: Path, model: str) -> list[int]:
     return [int(path.name) for path in (repository / model).glob("[1-9]*") if path.name.isdigit()]
 
 
-def _same(new: Path, placed: Path) -> bool:
+def _same(new: Path, placed: Path, side: tuple[int, ...]) -> bool:
     def content(folder: Path) -> list[bytes | None]:
         return [path.read_bytes() if (path := folder / name).exists() else None for name in FILES]
 
-    return (placed / CONFIG).exists() and content(new) == content(placed)
+    if not (placed / CONFIG).exists() or content(new / "1") != content(placed):
+        return False
+    return _of_version(read_config(new / CONFIG), int(placed.name), side) == read_config(placed / CONFIG)

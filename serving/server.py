@@ -8,8 +8,8 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -51,9 +51,10 @@ class EmbeddedTriton:
     """A context in which Triton serves a model repository on loopback.
 
     All models are loaded at the start, and can be loaded and unloaded through the API (explicit control). The
-    server ends with the context or with this process; no process and no shared memory remains. A process
-    that is killed leaves a temporary folder of 3 MB. Where a model asks for a response cache,
-    the server has one, of 64 MB.
+    server ends with the context, and nothing of it remains; SIGTERM has to be an exception for that, as the
+    commands and the steps make it. It also ends with a process that is killed, which leaves a temporary folder of
+    3 MB, and, if killed while the server starts, its stubs and their shared memory. Where a model asks for a
+    response cache, the server has one, of 64 MB.
 
     Args:
         http_port, grpc_port, metrics_port: 0 takes a free one.
@@ -88,7 +89,7 @@ class EmbeddedTriton:
         self.environment = triton_environment()
 
     def __enter__(self) -> "EmbeddedTriton":
-        self.folder = Path(tempfile.mkdtemp(prefix="unlabeled-triton-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="unlabeled-triton-", dir=_plain_folder()))
         self.log = self.folder / "log"
         self.process: subprocess.Popen | None = None
         self.region = f"unlabeled-{uuid.uuid4().hex[:12]}-"
@@ -120,13 +121,12 @@ class EmbeddedTriton:
         return f"HTTP {self.http_url}  gRPC {self.grpc_url}  metrics {self.metrics_url}/metrics"
 
     def wait(self) -> None:
-        """Wait until this process gets Ctrl-C or SIGTERM (in the main thread only).
+        """Wait until this process gets Ctrl-C, or a SIGTERM that is handled as one.
 
         Raises:
             CheckFailed: the server ended unasked.
         """
         assert self.process is not None
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             code = self.process.wait()
             # Ended by a signal, it says nothing worth reading.
@@ -263,6 +263,18 @@ def _python_of(environment: Path) -> dict[str, str]:
     if answer.returncode:
         raise InputError(f"the Python of {environment} does not run: run `make clean setup`")
     return json.loads(answer.stdout)
+
+
+def _plain_folder() -> str:
+    """Return a folder for temporary files without a character that is special to a shell.
+
+    The Python backend starts its processes by a shell; one that cannot start would be waited for in vain.
+    """
+    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    for folder in folders:
+        if re.fullmatch(r"[\w./-]+", folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise InputError(f"no folder for temporary files with a plain name can be written: {', '.join(folders)}")
 
 
 def _free_port() -> int:

@@ -11,7 +11,8 @@ import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2 as messages
 
-from serving.load import INFER, UNLIMITED, grpc_request
+from serving.client import channel_options
+from serving.load import INFER, grpc_request
 
 START_SECONDS = 30.0
 
@@ -77,7 +78,7 @@ class Soak:
         asyncio.run(self._clients())
 
     async def _clients(self) -> None:
-        async with grpc.aio.insecure_channel(self.url, options=UNLIMITED) as channel:
+        async with grpc.aio.insecure_channel(self.url, options=channel_options(self.url)) as channel:
             infer = channel.unary_unary(INFER)
             await asyncio.gather(*(self._client(infer, first) for first in range(self.clients)))
 

@@ -29,6 +29,8 @@ from serving.server import LOOPBACK, EmbeddedTriton
 from unlabeled.errors import CheckFailed, InputError
 
 KEY = "sesame"
+# Cached answers must not hide a dead backend.
+MODELS = {"encoder": False, "cached": True}
 IMAGE = np.ones((1, 1, 8, 8), np.uint8)
 # Prometheus itself makes `up`, and its operator gives every series where it comes from.
 OWN_METRICS, OWN_LABELS = {"up"}, {"namespace", "pod", "job"}
@@ -57,7 +59,9 @@ def mean_model() -> bytes:
 def server(chart: helm.Chart, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
     """A real server with the arguments of the chart that are not the embedded server's own."""
     repository = tmp_path_factory.mktemp("repository")
-    write_model(repository, model_config("encoder", 1, "embedding", 1, 8, instances=1), mean_model())
+    for name, cached in MODELS.items():
+        config = model_config(name, 1, "embedding", 1, 8, instances=1, response_cache=cached)
+        write_model(repository, config, mean_model())
     arguments = container(serving_pod(render(chart, VALUES["everything"])), "triton")["args"]
     restrictions = [
         argument.replace("$(TRITON_CONTROL_KEY)", KEY) for argument in arguments if "-restricted-" in argument
@@ -297,9 +301,11 @@ def canary(chart: helm.Chart, server: EmbeddedTriton, tmp_path: Path) -> Iterato
 
 
 def answers(server: EmbeddedTriton) -> bool:
+    image = np.random.default_rng().integers(0, 256, IMAGE.shape, np.uint8)
     with Client(server.grpc_url, retry_seconds=0) as client:
         try:
-            return bool(client.infer("encoder", IMAGE)["embedding"][0, 0] == 1)
+            given = [client.infer(model, image)["embedding"][0, 0] for model in MODELS]
+            return bool(np.allclose(given, image.mean()))
         except (CheckFailed, InputError):
             return False
 

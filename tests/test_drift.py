@@ -370,3 +370,21 @@ def test_an_index_of_an_older_export_is_told(folder: Path, tmp_path: Path) -> No
     np.savez(tmp_path / "run" / "index" / "index.npz", **kept)
     with pytest.raises(InputError, match="run run-1 was exported without held-out embeddings"):
         measured(tmp_path / "run", tmp_path, "nowhere.npz")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("ended", "2026-01-01"), ("ended", np.nan), ("started", [1, 2]), ("seen", np.arange(3))],
+)
+def test_a_log_with_odd_times_is_told_in_a_line(tmp_path, key, value):
+    rows = {"embeddings": np.ones((60, 4), np.float32), "ended": time.time()}
+    np.savez(tmp_path / "log.npz", **(rows | {key: value}))
+    with pytest.raises(InputError, match=f"log.npz: `{key}` is .*, expected is a number"):
+        read_recent(str(tmp_path / "log.npz"), (1, 8, 8), Drift(), 0)
+
+
+def test_a_log_may_tell_its_end_alone(tmp_path):
+    ended = time.time()
+    np.savez(tmp_path / "log.npz", embeddings=np.ones((60, 4), np.float32), ended=ended)
+    recent = read_recent(str(tmp_path / "log.npz"), (1, 8, 8), Drift(), 0)
+    assert recent.started == recent.ended == ended

@@ -1,5 +1,6 @@
 """Following a stage: promoted versions come into a live Triton under load, and what does not answer goes back."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -8,16 +9,21 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
 from lineage_bundle import flip, record_run
 from served_bundle import OUTPUTS, head, serve
+from tritonclient.grpc.model_config_pb2 import ModelWarmup
 
-from serving.follow import Follower
+from serving import follow, rollout
+from serving.client import Client
+from serving.follow import Follower, bring
 from serving.index import Index
 from serving.repository import read_config, read_labels
-from serving.rollout import place, point, served_number
+from serving.rollout import place, point, prune, roll_out, served_number
 from serving.server import EmbeddedTriton
 from serving.soak import Soak
 from unlabeled.digest import tree_digest
@@ -91,13 +97,49 @@ def test_a_version_that_is_there_is_found_again_and_a_half_one_is_not(incoming, 
     assert place(incoming(1), repository) == 4
 
 
+def configure(bundle, **fields):
+    for kind in OUTPUTS:
+        path = bundle / "repository" / kind / "config.pbtxt"
+        config = read_config(path)
+        config.MergeFrom(type(config)(**fields))
+        path.write_bytes(text_format.MessageToBytes(config))
+    return bundle
+
+
+def test_the_same_weights_with_another_configuration_are_another_version(incoming, tmp_path):
+    repository = tmp_path / "repository"
+    assert place(incoming(0), repository) == 1
+    assert place(configure(incoming(0), max_batch_size=8), repository) == 2
+    assert read_config(repository / "encoder" / "2" / "config.pbtxt").max_batch_size == 8
+    assert place(incoming(0), repository) == 1
+
+
+def test_a_batch_size_is_warmed_once(incoming, tmp_path):
+    repository = tmp_path / "repository"
+    warm = [ModelWarmup(name=f"batch of {size}", batch_size=size) for size in (1, 8)]
+    place(configure(incoming(0), model_warmup=warm), repository)
+    config = read_config(repository / "encoder" / "1" / "config.pbtxt")
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8, 32]
+
+
+def test_a_number_is_never_given_again(incoming, tmp_path):
+    """A response cache would answer for the models that had it before."""
+    repository = tmp_path / "repository"
+    assert [place(incoming(seed), repository) for seed in (0, 1, 2)] == [1, 2, 3]
+    point(repository, 1)
+    prune(repository, keep=[1])
+    assert place(incoming(3), repository) == 4
+    prune(repository, keep=[4, 1])
+    assert {path.name for path in repository.glob("encoder/[0-9]*")} == {"1", "4"}
+
+
 def test_a_damaged_model_never_reaches_the_repository(registry, tmp_path):
     put(registry, "first")
     object_ = registry.objects("first")["repository/classifier/1/model.onnx"]
     flip(Path(registry.remote) / "files" / "md5" / object_[:2] / object_[2:])
     repository = tmp_path / "models" / "repository"
     with pytest.raises(CheckFailed, match=r"classifier/1/model\.onnx is damaged"):
-        Follower(registry, "prod", "127.0.0.1:1", repository).look()
+        bring(registry, at_stage(registry, "prod"), repository)
     assert not list((tmp_path / "models").rglob("*.onnx"))
 
 
@@ -113,6 +155,91 @@ def test_what_cannot_be_reached_is_said_once_and_tried_again(registry, tmp_path)
     put(registry, "first")
     wait_for(lambda: len(said) == 2)
     assert "Triton" in said[1]
+
+
+def test_whatever_the_system_refuses_does_not_end_the_follower(registry, tmp_path, monkeypatch):
+    said = []
+    follower = Follower(registry, "prod", "127.0.0.1:1", tmp_path / "models" / "repository", say=said.append)
+    monkeypatch.setattr(registry, "refresh", lambda: Path("/proc/none").read_bytes())
+    thread = threading.Thread(target=follower.follow, args=(0.02,), daemon=True)
+    thread.start()
+    wait_for(lambda: said or not thread.is_alive())
+    assert thread.is_alive() and "/proc/none" in said[0]
+
+
+def test_a_run_is_brought_once_and_only_for_a_server_that_is_there(registry, tmp_path, monkeypatch):
+    put(registry, "first")
+    brought = []
+    monkeypatch.setattr(follow, "bring", lambda *_: brought.append(1) or (1, None))
+    follower = Follower(registry, "prod", "127.0.0.1:1", tmp_path / "models" / "repository")
+    with pytest.raises(InputError, match=r"no Triton server at 127\.0\.0\.1:1"):
+        follower.look()
+    assert not brought
+
+    def refuse(*_):
+        raise InputError("Triton refuses the key")
+
+    monkeypatch.setattr(Client, "check_server", lambda self: None)
+    monkeypatch.setattr(follow, "roll_out", refuse)
+    for _ in range(2):
+        with pytest.raises(InputError, match="refuses the key"):
+            follower.look()
+    assert len(brought) == 1
+
+
+def test_two_processes_do_not_bring_into_one_folder_at_a_time(registry, tmp_path):
+    put(registry, "first")
+    repository = tmp_path / "models" / "repository"
+    repository.parent.mkdir()
+    arguments = (registry, at_stage(registry, "prod"), repository)
+    thread = threading.Thread(target=bring, args=arguments, daemon=True)
+    with open(repository.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread.start()
+        thread.join(3)
+        assert thread.is_alive() and not repository.exists()
+    thread.join(60)
+    assert repository.exists()
+
+
+@pytest.fixture
+def switched(incoming, tmp_path, monkeypatch):
+    """Version 1 served and proven, version 2 placed; the server, which is none, takes every version."""
+    repository = tmp_path / "repository"
+    for seed in (0, 1):
+        place(incoming(seed), repository)
+        if not seed:
+            point(repository, 1)
+    connection = SimpleNamespace(is_model_ready=lambda *_: True)
+    client = SimpleNamespace(url="server", connection=connection, settings={})
+    monkeypatch.setattr(rollout, "_load", lambda *_: None)
+    return lambda: roll_out(repository, 2, None, client, "", 0.1), repository
+
+
+def raising(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_a_follower_killed_before_the_proof_goes_back_when_that_fails(switched, monkeypatch):
+    roll, repository = switched
+    monkeypatch.setattr(rollout, "_check_golden", raising(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        roll()
+    assert served_number(repository) == 2
+    monkeypatch.setattr(rollout, "_check_golden", raising(CheckFailed("other answers")))
+    with pytest.raises(CheckFailed, match="other answers; version 1 serves again"):
+        roll()
+    assert served_number(repository) == 1
+
+
+def test_where_going_back_fails_too_both_are_told(switched, monkeypatch):
+    roll, _ = switched
+    monkeypatch.setattr(rollout, "_load", raising(CheckFailed("cannot load")))
+    with pytest.raises(CheckFailed, match="cannot load; version 1 is not loaded either: cannot load"):
+        roll()
 
 
 def wait_for(condition, seconds=60):

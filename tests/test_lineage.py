@@ -399,3 +399,19 @@ def test_steps_are_ordered_by_what_they_read_whatever_their_clocks_say(tmp_path)
         {"name": "b", "started": 1, "inputs": {"y": "2"}, "outputs": {"x": "1"}},
     ]
     assert open_inputs(ordered(loop)) == [("a", "x", "1")]
+
+
+def test_sigterm_ends_a_step_as_an_exception(tmp_path):
+    """What the body started, a server or a temporary folder, is cleared up."""
+    code = """if True:
+        import os, signal
+        from unlabeled.lineage.step import step
+
+        with step("ingest", {}, {}):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                print("cleared up", flush=True)
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "cleared up\n" and ended.returncode

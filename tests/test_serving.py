@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ from serving.load import measure, measure_direct
 from serving.predict import predict
 from serving.repository import model_config, write_model
 from serving.server import LOOPBACK, EmbeddedTriton
+from serving.timing import milliseconds
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import KINDS, load_served
 from unlabeled.export.onnx import OnnxModel
@@ -97,7 +99,6 @@ def test_answers_by_class_name(run, server):
     [
         pytest.param("encoder", np.zeros((1, 1, 16, 16), np.uint8), "", "shape", id="channels"),
         pytest.param("encoder", np.zeros((3, 16, 16), np.uint8), "", "shape", id="rank"),
-        pytest.param("encoder", np.zeros((1, 3, 16, 16), np.float32), "", "UINT8", id="type"),
         pytest.param("encoder", np.zeros((33, 3, 16, 16), np.uint8), "", "32", id="oversized batch"),
         pytest.param("encoder", np.zeros((0, 3, 16, 16), np.uint8), "", "mismatch", id="empty batch"),
         pytest.param("decoder", np.zeros((1, 3, 16, 16), np.uint8), "", "decoder", id="unknown model"),
@@ -393,3 +394,64 @@ def test_load_generator_counts_what_the_server_answers(run, server):
     assert 0 < load.p50_milliseconds <= load.p99_milliseconds
     direct = measure_direct(run.repository / "classifier" / MODEL, images, seconds=0.2)
     assert direct.images_per_second > 0
+
+
+def test_every_timed_request_has_images_of_its_own():
+    """The same ones would be answered from a response cache."""
+    asked = []
+    assert len(milliseconds(asked.append, (1, 3, 8, 8), 5, warm_up=2)) == 5
+    assert len({images.tobytes() for images in asked}) == 7
+    assert {(images.shape, images.dtype) for images in asked} == {((1, 3, 8, 8), np.dtype(np.uint8))}
+
+
+def test_a_client_is_for_many_threads(client, run):
+    """One connection over HTTP for all of them hangs for ever."""
+    images = run.images(1)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(client.infer, "encoder", images) for _ in range(20)]
+        assert {future.result(30)["embedding"].tobytes() for future in futures}
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "127.0.0.1", "", "host:port", "127.0.0.1:99999"])
+def test_what_is_no_address_is_told_in_a_line(url):
+    with pytest.raises(InputError, match="is no address of a server: HOST:PORT"):
+        Client(url)
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 3, 8, 8)), [[1]], [[1], [1, 2]], np.array([[None]])])
+def test_what_are_no_images_is_told_in_a_line(images):
+    with pytest.raises(InputError, match="images are"):
+        Client("127.0.0.1:9").infer("encoder", images)
+
+
+def test_the_other_protocols_port_is_told(server, run):
+    for url, protocol, name in ((server.http_url, "grpc", "gRPC"), (server.grpc_url, "http", "HTTP")):
+        with (
+            Client(url, protocol, 0, 5) as client,
+            pytest.raises(InputError, match=f"is this the {name} port"),
+        ):
+            client.infer("encoder", run.images(1))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_that_does_not_answer_in_time_is_told(run, protocol):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, protocol, 0, 1) as client, pytest.raises(CheckFailed, match=r"in time|Deadline"):
+            client.infer("encoder", run.images(1))
+
+
+def test_headers_and_tls_come_from_the_environment_and_the_address(monkeypatch):
+    monkeypatch.setenv("UNLABELED_TRITON_HEADERS", "Authorization: Bearer a:b\n\nX-Team: us")
+    client = Client("grpcs://models.example:443")
+    assert client.headers == {"authorization": "Bearer a:b", "x-team": "us"}
+    assert client.ssl and client.address == "models.example:443"
+    monkeypatch.setenv("UNLABELED_TRITON_HEADERS", "nothing")
+    with pytest.raises(InputError, match="UNLABELED_TRITON_HEADERS holds a line that is no header"):
+        Client("127.0.0.1:9")
+
+
+def test_a_proxy_has_no_business_on_loopback(server, run, monkeypatch):
+    for name in ("http_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert measure(server.grpc_url, "encoder", run.images(1), 1, 0.2, 0).requests

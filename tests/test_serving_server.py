@@ -52,6 +52,14 @@ def test_a_folder_of_any_name_is_served(run, tmp_path):
     assert np.isfinite(answer["embedding"]).all()
 
 
+def test_temporary_files_lie_where_a_shell_reads_the_name(run, tmp_path, monkeypatch):
+    odd = tmp_path / "with space"
+    odd.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(odd))
+    with EmbeddedTriton(run.repository) as server:
+        assert " " not in str(server.folder) and not list(odd.iterdir())
+
+
 @pytest.mark.slow
 def test_check_serving_proves_the_repository(run, tmp_path):
     result = check_serving(run.repository, run.index, tmp_path / "serving", Export(max_batch_size=32))
@@ -85,12 +93,9 @@ def test_wrong_answers_are_caught_by_the_golden_images(run, tmp_path):
         check_serving(repository, index, tmp_path / "serving", Export())
 
 
-def nothing_left(server, folder):
-    return (
-        not region_processes(server.region)
-        and not list(Path("/dev/shm").glob(f"{server.region}*"))
-        and not folder.exists()
-    )
+def nothing_left(region, folder):
+    shared = list(Path("/dev/shm").glob(f"{region}*"))
+    return not region_processes(region) and not shared and not Path(folder).exists()
 
 
 @pytest.mark.slow
@@ -102,7 +107,37 @@ def test_sigterm_ends_the_server_and_leaves_nothing(run, tmp_path):
         assert region_processes(server.region) and list(Path("/dev/shm").glob(f"{server.region}*"))
         os.kill(server.process.pid, signal.SIGTERM)
         assert server.process.wait(30) == 0
-    assert nothing_left(server, folder)
+    assert nothing_left(server.region, folder)
+
+
+@pytest.mark.slow
+def test_sigterm_to_serve_while_the_server_starts_leaves_nothing(run, tmp_path):
+    repository = tmp_path / "repository"
+    shutil.copytree(run.repository / "encoder", repository / "encoder")
+    code = """if True:
+        import sys, time
+        from pathlib import Path
+        import pipelines.cli as cli
+        from serving.server import EmbeddedTriton
+
+        def never_ready(self, process):
+            ready(self, process)
+            print(self.region, self.folder, flush=True)
+            time.sleep(60)
+
+        ready, EmbeddedTriton._wait_ready = EmbeddedTriton._wait_ready, never_ready
+        folder = Path(sys.argv.pop())
+        cli._run_folder = lambda *_: folder
+        cli.main()
+    """
+    ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+    command = [sys.executable, "-c", code, "serve", *ports, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        region, folder = process.stdout.readline().split()
+        assert region_processes(region)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 130
+    assert nothing_left(region, folder)
 
 
 @pytest.mark.slow
@@ -113,12 +148,11 @@ def test_a_killed_server_leaves_nothing(run, tmp_path):
         folder = server.folder
         server.process.kill()
         server.process.wait()
-    assert nothing_left(server, folder)
+    assert nothing_left(server.region, folder)
 
 
 @pytest.mark.slow
-def test_a_server_that_ends_unasked_is_a_failure(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+def test_a_server_that_ends_unasked_is_a_failure(run, tmp_path):
     repository = tmp_path / "repository"
     shutil.copytree(run.repository / "encoder", repository / "encoder")
     with EmbeddedTriton(repository) as server:

@@ -1,7 +1,6 @@
 """`unlabeled follow`: a running Triton serves what is promoted."""
 
 import os
-import signal
 import threading
 from contextlib import suppress
 from functools import partial
@@ -48,8 +47,6 @@ def follow(
     if once:
         follower.look()
         return
-    # The first process of a container ignores SIGTERM, unless it says otherwise.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         follower.follow(interval)
 

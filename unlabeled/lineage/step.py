@@ -7,6 +7,8 @@ Every artifact carries, as metadata, its digest and the record of the step that 
 import base64
 import json
 import os
+import signal
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +68,9 @@ def step(
         CheckFailed: an input's bytes are not those that its maker signed.
         InputError: the code here is not the code that the run was started with.
     """
+    # Kubeflow ends a step by SIGTERM: as an exception, it lets the body clear up. Only a main thread may say so.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress.current_step(name):
         progress.emit("start")
         started, result = time.time(), dict[str, Any]()

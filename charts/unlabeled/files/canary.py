@@ -20,10 +20,14 @@ INTERVAL = float(os.environ["INTERVAL_SECONDS"])
 KEY = {"triton-grpc-protocol-control-key": os.environ.get("TRITON_CONTROL_KEY", "")}
 DEAD = ("StatusCode.INTERNAL", "StatusCode.UNKNOWN")
 LONGEST_PAUSE = 60.0
+RANDOM = np.random.default_rng()
 
 
 def is_dead(client: triton.InferenceServerClient, model: str) -> bool:
-    """Ask for one image of zeros. One failure may be that of another request in the same batch, three are not."""
+    """Ask for one random image, since a response cache answers a known one without the model.
+
+    One failure may be that of another request in the same batch, three are not.
+    """
     for _ in range(3):
         try:
             inputs = []
@@ -31,7 +35,8 @@ def is_dead(client: triton.InferenceServerClient, model: str) -> bool:
                 shape = [size if size > 0 else 8 for size in tensor.shape]
                 shape[0] = 1
                 inputs.append(triton.InferInput(tensor.name, shape, tensor.datatype))
-                inputs[-1].set_data_from_numpy(np.zeros(shape, triton_to_np_dtype(tensor.datatype)))
+                image = RANDOM.integers(0, 256, shape).astype(triton_to_np_dtype(tensor.datatype))
+                inputs[-1].set_data_from_numpy(image)
             client.infer(model, inputs, client_timeout=10)
             return False
         except InferenceServerException as error:
