@@ -53,12 +53,8 @@ class Client:
         ssl: bool = False,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.url, self.protocol, self.retry_seconds, self.timeout = (
-            url,
-            protocol,
-            retry_seconds,
-            timeout_seconds,
-        )
+        self.url, self.protocol = url, protocol
+        self.retry_seconds, self.timeout = retry_seconds, timeout_seconds
         self.ssl = ssl or url.startswith(SECURE)
         self.address = url.partition("://")[2] if url.startswith(SECURE) else url
         host, _, port = self.address.rpartition(":")
