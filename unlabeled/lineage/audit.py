@@ -34,7 +34,7 @@ def audit(registry: Registry, run: str, key: Path | None = None) -> Report:
     registry.require(run)
     try:
         record = registry.show(run)
-        registry.files(run)
+        registry.files(run)  # a damaged listing is the record's fault, told as such
     except InputError as error:
         return _unreadable(run, str(error))
     try:

@@ -96,9 +96,8 @@ def _check_out_root(url: str, remote: str, clone: str) -> None:
 
 
 def _dvc_config(remote: str) -> bytes:
-    url = str(Path(remote).absolute()) if is_folder(remote) else remote
     core = f"[core]\n    remote = {REMOTE}\n    analytics = false\n    check_update = false\n"
-    return f"{core}['remote \"{REMOTE}\"']\n    url = {url}\n".encode()
+    return f"{core}['remote \"{REMOTE}\"']\n    url = {remote}\n".encode()
 
 
 def _write(folder: str, files: Mapping[str, bytes]) -> None:

@@ -58,8 +58,7 @@ class Registry:
     @classmethod
     def embedded(cls, folder: Path | str) -> "Registry":
         """Return the registry that lives in a folder: `git/`, a bare repository, and `store/`, its remote."""
-        folder = Path(folder).absolute()
-        return cls(str(folder / "git"), str(folder / "store"))
+        return cls(f"{folder}/git", f"{folder}/store")
 
     def push(self, run: str, bundle: Path) -> dict[str, Any]:
         """Record a bundle as `record` laid it out.

@@ -26,7 +26,7 @@ def verify(registry: Registry) -> Iterator[Report]:
         run = row["run"]
         try:
             record = registry.show(run)
-            registry.files(run)
+            registry.files(run)  # a damaged listing is the record's fault, told as such
         except InputError as error:
             yield _unreadable(run, error)
             continue
