@@ -1,7 +1,6 @@
 """Pretraining on several nodes: the TrainJob is well formed, watched, told of, and never left behind."""
 
 import json
-import os
 import signal
 import threading
 import time
@@ -92,7 +91,8 @@ def test_the_log_comes_while_the_job_runs(cluster: TrainerServer, capfd: pytest.
         while "begun" not in (text := capfd.readouterr().err):
             time.sleep(0.05)
         seen.append(text)
-        os.kill(os.getpid(), signal.SIGTERM)
+        # To this thread: the one that waits for the log is not woken, as where a signal comes just before it waits.
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
     threading.Thread(target=cancel, daemon=True).start()
     started = time.monotonic()
@@ -155,6 +155,15 @@ else:
     run_job("pretrain-simclr-1", python(code), 1, JOB)
     thread.join()
     assert "second try\n" in capfd.readouterr().err
+
+
+def test_a_log_that_never_ends_does_not_keep_an_ended_job(
+    cluster: TrainerServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(train_job, "LOG_SECONDS", 1.0)
+    cluster.log_ends = False
+    run_job("pretrain-simclr-1", python("print('trained')"), 1, JOB)
+    assert capfd.readouterr().err.count("trained\n") == 1
 
 
 def test_a_job_that_somebody_deletes_is_missed(cluster: TrainerServer) -> None:

@@ -94,10 +94,11 @@ class TrainerServer:
         folder: where logs lie.
         may: whether the caller may create TrainJobs.
         runtime: whether the cluster has one.
+        log_ends: whether a node's log is closed with its process, or left open as by a dead connection.
     """
 
-    def __init__(self, folder: Path, may: bool = True, runtime: bool = True) -> None:
-        self.folder, self.may, self.runtime = folder, may, runtime
+    def __init__(self, folder: Path, may: bool = True, runtime: bool = True, log_ends: bool = True) -> None:
+        self.folder, self.may, self.runtime, self.log_ends = folder, may, runtime, log_ends
         self.jobs: dict[str, Job] = {}
         self.asked: list[dict[str, Any]] = []
         self.deleted: list[str] = []
@@ -215,7 +216,7 @@ class TrainerServer:
             while True:
                 ended = node.poll() is not None
                 yield log.read()
-                if ended:
+                if ended and self.log_ends:
                     return
                 time.sleep(0.02)
 

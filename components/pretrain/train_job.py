@@ -7,13 +7,14 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from unlabeled import progress
@@ -30,6 +31,8 @@ GPU = "nvidia.com/gpu"
 POLL_SECONDS = 5.0
 # The API server of a cluster may be away for some minutes, the training goes on.
 PATIENCE = 60
+# The log of a job that has ended is waited for so long.
+LOG_SECONDS = 30.0
 LAST_LINES = 40
 # What a line of a log looks like that names an exception; and one that only tells of the fall of another process.
 RAISED = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception|Failed)\b")
@@ -176,6 +179,7 @@ def _watch(client: Any, name: str, deadline: float) -> None:
     from kubeflow.trainer.constants import constants
 
     status, pod, printed, failures = "", None, 0, 0
+    lines: SimpleQueue[str | None] | None = None
     last = deque[str](maxlen=LAST_LINES)
     while time.monotonic() < deadline:
         try:
@@ -186,33 +190,55 @@ def _watch(client: Any, name: str, deadline: float) -> None:
                 raise CheckFailed(f"TrainJob {name} is gone: somebody deleted it") from error
             if failures > PATIENCE or _status(error) in (401, 403):
                 raise
-        else:
-            failures = 0
-            if job.status != status:
-                status = job.status
-                print(f"TrainJob {name}: {status}", file=sys.stderr, flush=True)
-            first = next((step.pod_name for step in job.steps if step.name == "node-0"), pod)
-            if first != pod:
-                pod, printed = first, 0
-            # A log breaks off where its connection lives too long: the next turn reads on.
-            for line in islice(_log(client, name, "node-0"), printed, None):
+            time.sleep(POLL_SECONDS)
+            continue
+        failures = 0
+        if job.status != status:
+            status = job.status
+            print(f"TrainJob {name}: {status}", file=sys.stderr, flush=True)
+        first = next((step.pod_name for step in job.steps if step.name == "node-0"), pod)
+        if first != pod:
+            pod, printed, lines = first, 0, None
+        if lines is None:
+            lines = _follow(client, name, "node-0", printed)
+        ended = job.status in (constants.TRAINJOB_COMPLETE, constants.TRAINJOB_FAILED)
+        try:
+            while (line := lines.get(timeout=LOG_SECONDS if ended else POLL_SECONDS)) is not None:
                 print(line, file=sys.stderr, flush=True)
                 last.append(line)
                 printed += 1
-            if job.status == constants.TRAINJOB_COMPLETE:
-                return
-            if job.status == constants.TRAINJOB_FAILED:
-                raise CheckFailed(f"TrainJob {name} failed: {_reason(client, job, last)}")
-        time.sleep(POLL_SECONDS)
+            # A log breaks off where its connection lives too long: the next turn reads on.
+            lines = None
+        except Empty:
+            pass
+        if job.status == constants.TRAINJOB_COMPLETE:
+            return
+        if job.status == constants.TRAINJOB_FAILED:
+            raise CheckFailed(f"TrainJob {name} failed: {_reason(client, job, last)}")
+        if lines is None:
+            time.sleep(POLL_SECONDS)
     raise CheckFailed(f"TrainJob {name} is not done in the time it has; {printed} lines of its log are above")
 
 
-def _log(client: Any, name: str, node: str) -> Iterator[str]:
-    """Yield the lines of a node's log until it has ended, as far as they can be read."""
-    try:
-        yield from client.get_job_logs(name, node, follow=True)
-    except (RuntimeError, TimeoutError) as error:
-        log.warning("%s: %s", error, error.__cause__)
+def _follow(client: Any, name: str, node: str, skip: int = 0) -> SimpleQueue[str | None]:
+    """Return the lines of a node's log but the first, as they come; None where it ends or cannot be read on.
+
+    They are read by a thread of their own. Python handles a signal between two steps of its main thread: one that
+    comes just before that waits for a line would be heard with the next line only, and a dead connection has none.
+    """
+    lines: SimpleQueue[str | None] = SimpleQueue()
+
+    def read() -> None:
+        try:
+            for line in islice(client.get_job_logs(name, node, follow=True), skip, None):
+                lines.put(line)
+        except (RuntimeError, TimeoutError) as error:
+            log.warning("%s: %s", error, error.__cause__)
+        finally:
+            lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def _reason(client: Any, job: Any, last: deque[str]) -> str:
@@ -220,7 +246,7 @@ def _reason(client: Any, job: Any, last: deque[str]) -> str:
     lines = list(last)
     for step in job.steps:
         if step.status == "Failed" and step.name != "node-0":
-            ending = deque(_log(client, job.name, step.name), LAST_LINES)
+            ending = deque(iter(_follow(client, job.name, step.name).get, None), LAST_LINES)
             print(f"The last lines of {step.name}:", *ending, sep="\n", file=sys.stderr, flush=True)
             lines += ending
     causes = [line for line in lines if RAISED.match(line) and not ECHO.search(line)]
