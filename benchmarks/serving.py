@@ -1,9 +1,10 @@
 """Serving: the embedded Triton server against FastAPI + onnxruntime, and onnxruntime in this process.
 
-Servers and load generator share the cores; all are measured in turns within one run of four minutes. The options
-of export (precision, response cache, warm-up) are measured over the same model without.
+Servers and load generator share the cores, or each have their own (--server-cores); all are measured in turns within
+one run of four minutes. The options of export (precision, response cache, warm-up) are measured over the same model
+without.
 
-python benchmarks/serving.py [--seconds 2.5] [--rounds 2] [--backend FOLDER] [--json]
+python benchmarks/serving.py [--seconds 2.5] [--rounds 2] [--backend FOLDER] [--server-cores N] [--json]
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,45 @@ DIRECT_BARS = {"small encoder": 0.65, "resnet18": 0.75}
 P99_BAR = 0.5
 PARITY_BAR = 1e-5
 FASTAPI = Path(__file__).parent / "baselines" / "fastapi_server.py"
-CORES = len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How everything is measured.
+
+    Args:
+        seconds: of each measurement.
+        rounds: of which the fastest counts.
+        backend: folder of Triton's backend `onnxruntime`.
+        server_cores, generator_cores: where servers run, and what asks them.
+    """
+
+    seconds: float
+    rounds: int
+    backend: Path
+    server_cores: frozenset[int]
+    generator_cores: frozenset[int]
+
+    def measure(self, url: str, model: str, images: np.ndarray, clients: int) -> Load:
+        """Ask Triton over gRPC."""
+        with on(self.generator_cores):
+            return measure(url, model, images, clients, self.seconds, warm_up=0.5)
+
+    def measure_http(self, url: str, request: bytes, clients: int) -> Load:
+        """Ask a server over HTTP, an image a request."""
+        with on(self.generator_cores):
+            return measure_http(url, request, 1, clients, self.seconds, warm_up=0.5)
+
+
+@contextmanager
+def on(cores: frozenset[int]) -> Iterator[None]:
+    """Keep this thread, and what it starts, on some of the cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def images_like(served: Served, count: int) -> np.ndarray:
@@ -62,13 +102,13 @@ def images_like(served: Served, count: int) -> np.ndarray:
 
 
 @contextmanager
-def fastapi(model: Path, shape: tuple[int, ...]) -> Iterator[str]:
-    """Serve a model with FastAPI, a worker per core; its `HOST:PORT`."""
+def fastapi(model: Path, shape: tuple[int, ...], workers: int) -> Iterator[str]:
+    """Serve a model with FastAPI; its `HOST:PORT`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "MODEL": str(model), "SHAPE": ",".join(map(str, shape))}
-    command = [sys.executable, str(FASTAPI), str(port), str(CORES)]
+    command = [sys.executable, str(FASTAPI), str(port), str(workers)]
     # A group of its own, so that no worker outlives it.
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
@@ -76,7 +116,7 @@ def fastapi(model: Path, shape: tuple[int, ...]) -> Iterator[str]:
         example = raw_request("/infer", bytes(int(np.prod(shape))))
         while True:
             try:
-                measure_http(f"127.0.0.1:{port}", example, 1, 4 * CORES, seconds=0.2, warm_up=0)
+                measure_http(f"127.0.0.1:{port}", example, 1, 4 * workers, seconds=0.2, warm_up=0)
                 break
             except OSError:
                 if server.poll() is not None or time.monotonic() > deadline:
@@ -94,22 +134,23 @@ def best(loads: list[Load]) -> Load:
     return max(loads, key=lambda load: load.images_per_second)
 
 
-def direct(path: Path, images: np.ndarray, seconds: float) -> Load:
-    """onnxruntime in this process at its best batch: one run over all cores, or one on each."""
-    return best(
-        [
-            measure_direct(path, np.resize(images, (batch, *images.shape[1:])), seconds, workers, CORES // workers)
-            for batch in DIRECT_BATCHES
-            for workers in {1, CORES}
-        ]
-    )  # fmt: skip
+def direct(path: Path, images: np.ndarray, setting: Setting) -> Load:
+    """onnxruntime in this process at its best batch: one run over all of the servers' cores, or one on each."""
+    cores, seconds = len(setting.server_cores), setting.seconds / 4
+    found = []
+    with on(setting.server_cores):
+        for batch in DIRECT_BATCHES:
+            inputs = np.resize(images, (batch, *images.shape[1:]))
+            for workers in {1, cores}:
+                found.append(measure_direct(path, inputs, seconds, workers, cores // workers))
+    return best(found)
 
 
 def row(what: str, value: float, bar: float | None, passed: bool, **loads: Any) -> dict[str, Any]:
     return {"what": what, "value": value, "bar": bar, "passed": passed, **loads}
 
 
-def speed(folder: Path, name: str, seconds: float, rounds: int, backend: Path) -> list[dict[str, Any]]:
+def speed(folder: Path, name: str, setting: Setting) -> list[dict[str, Any]]:
     """Measure one model; the rounds of all that is compared alternate."""
     encoder, bar = SETUPS[name]
     served = ServedEncoder(encoder).eval()
@@ -117,23 +158,23 @@ def speed(folder: Path, name: str, seconds: float, rounds: int, backend: Path) -
     path = folder / "encoder" / MODEL
     image, batch = images_like(served, 1), images_like(served, 64)
     loads: dict[str, list[Load]] = defaultdict(list)
-    with EmbeddedTriton(folder, backend=backend) as triton, fastapi(path, served.image_shape) as baseline:
-        servers: dict[str, Callable[[int], Load]] = {
-            "grpc": lambda clients: measure(triton.grpc_url, "encoder", image, clients, seconds, 0.5),
-            "http": lambda clients: measure_http(
-                triton.http_url, triton_request("encoder", image), 1, clients, seconds, 0.5
-            ),
-            "fastapi": lambda clients: measure_http(
-                baseline, raw_request("/infer", image.tobytes()), 1, clients, seconds, 0.5
-            ),
+    with contextlib.ExitStack() as servers:
+        with on(setting.server_cores):
+            triton = servers.enter_context(EmbeddedTriton(folder, backend=setting.backend))
+            workers = len(setting.server_cores)
+            baseline = servers.enter_context(fastapi(path, served.image_shape, workers))
+        asks: dict[str, Callable[[int], Load]] = {
+            "grpc": partial(setting.measure, triton.grpc_url, "encoder", image),
+            "http": partial(setting.measure_http, triton.http_url, triton_request("encoder", image)),
+            "fastapi": partial(setting.measure_http, baseline, raw_request("/infer", image.tobytes())),
         }
-        for _ in range(rounds):
+        for _ in range(setting.rounds):
             for clients in CLIENTS:
-                for server, ask in servers.items():
+                for server, ask in asks.items():
                     loads[f"{server} {clients}"].append(ask(clients))
             if name == "small encoder":
-                loads["batches of 64"].append(measure(triton.grpc_url, "encoder", batch, 4, seconds, 0.5))
-            loads["onnxruntime"].append(direct(path, image, seconds / 4))
+                loads["batches of 64"].append(setting.measure(triton.grpc_url, "encoder", batch, 4))
+            loads["onnxruntime"].append(direct(path, image, setting))
     found = {key: best(value) for key, value in loads.items()}
     batched, plain = max((found["grpc 32"], found["http 32"]), key=rate), found["fastapi 32"]
     over = rate(batched) / rate(plain)
@@ -150,7 +191,7 @@ def speed(folder: Path, name: str, seconds: float, rounds: int, backend: Path) -
     ]  # fmt: skip
 
 
-def options(folder: Path, name: str, seconds: float, rounds: int, backend: Path) -> list[dict[str, Any]]:
+def options(folder: Path, name: str, setting: Setting) -> list[dict[str, Any]]:
     """Measure what each option of export brings to one model, at 32 clients over the same model without."""
     encoder, _ = SETUPS[name]
     served = ServedEncoder(encoder).eval()
@@ -161,10 +202,12 @@ def options(folder: Path, name: str, seconds: float, rounds: int, backend: Path)
         cached = model == "response_cache"
         write_model(folder / "options", _config(model, served, response_cache=cached), content)
     loads: dict[str, list[Load]] = defaultdict(list)
-    with EmbeddedTriton(folder / "options", backend=backend) as triton:
-        for _ in range(rounds):
+    with contextlib.ExitStack() as servers:
+        with on(setting.server_cores):
+            triton = servers.enter_context(EmbeddedTriton(folder / "options", backend=setting.backend))
+        for _ in range(setting.rounds):
             for model in models:
-                loads[model].append(measure(triton.grpc_url, model, image, 32, seconds, 0.5))
+                loads[model].append(setting.measure(triton.grpc_url, model, image, 32))
     found = {model: best(value) for model, value in loads.items()}
     rows = [
         row(f"{name}, 32 clients: {model} over float32, images/s", rate(load) / rate(found["float32"]), None, True)
@@ -176,7 +219,7 @@ def options(folder: Path, name: str, seconds: float, rounds: int, backend: Path)
     for warmup in ((), (64,)):
         repository = folder / f"warmed-{len(warmup)}"
         write_model(repository, _config("encoder", served, warmup=warmup), exact)
-        with EmbeddedTriton(repository, backend=backend) as triton, Client(triton.grpc_url) as client:
+        with EmbeddedTriton(repository, backend=setting.backend) as triton, Client(triton.grpc_url) as client:
             ask = partial(client.infer, "encoder")
             first[warmup] = float(milliseconds(ask, images_like(served, 64).shape, 1)[0])
     told = f"{name}, first request of 64 images: {first[()]:.1f} ms, warmed {first[(64,)]:.1f} ms; ratio"
@@ -225,16 +268,30 @@ def main() -> None:
         "--backend", type=Path, default=BACKEND, help="folder of another backend `onnxruntime`"
     )
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--server-cores", type=int, default=0, metavar="N",
+        help="of the servers' own, the load generator has the others; 0: they share all",
+    )  # fmt: skip
     arguments = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    if not 0 <= arguments.server_cores < len(cores):
+        parser.error(f"--server-cores: of the {len(cores)} cores here the load generator needs one")
+    own = arguments.server_cores
+    setting = Setting(
+        arguments.seconds,
+        arguments.rounds,
+        arguments.backend,
+        server_cores=frozenset(cores[:own] if own else cores),
+        generator_cores=frozenset(cores[own:]),
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(SETUPS):
-            how = name, arguments.seconds, arguments.rounds, arguments.backend
-            rows += speed(Path(folder) / str(number), *how)
-            rows += options(Path(folder) / f"{number}-options", *how)
+            rows += speed(Path(folder) / str(number), name, setting)
+            rows += options(Path(folder) / f"{number}-options", name, setting)
         rows.append(parity(Path(folder) / "parity", arguments.backend))
     if arguments.json:
-        print(json.dumps({"cores": CORES, "load": os.getloadavg(), "rows": rows}, indent=2))
+        print(json.dumps({"cores": len(cores), "load": os.getloadavg(), "rows": rows}, indent=2))
     else:
         for found in rows:
             bar = f"bar {found['bar']:g}  {'ok' if found['passed'] else 'MISSED'}" if found["bar"] else ""
@@ -243,7 +300,7 @@ def main() -> None:
                 latency = f"p50 {load['p50_milliseconds']:>6.1f} ms  p99 {load['p99_milliseconds']:>6.1f} ms"
                 used = f"{load['own_cores']:.2f} cores in this process"
                 print(f"  {key:<14} {load['images_per_second']:>7,.0f} images/s  {latency}  {used}")
-        print(f"load average {os.getloadavg()[0]:.1f} on {CORES} cores")
+        print(f"load average {os.getloadavg()[0]:.1f} on {len(cores)} cores")
     if not all(found["passed"] for found in rows):
         raise CheckFailed("a serving bar was missed")
 
