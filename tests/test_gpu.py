@@ -1,5 +1,6 @@
 """What must hold on a GPU too. Without one these tests are passed over, and say so."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,12 @@ def tables(
     }
 
 
-def run(tables: dict[int, Path], out: Path, method: str, **training: Any) -> dict[str, Any]:
+def run(tables: dict[int, Path], out: Path, method: str, seed: int = 0, **training: Any) -> dict[str, Any]:
     kind = find_signal(method)
     table = tables[3 if kind.needs_color else 1]
     encoder = EncoderParameters(**{"width": 16, **kind.encoder_defaults})
     checkpoints = out.parent / "checkpoints"
-    return pretrain(table, out, {"name": method}, encoder, Training(**{**BRIEF, **training}), 0, checkpoints)
+    return pretrain(table, out, {"name": method}, encoder, Training(**{**BRIEF, **training}), seed, checkpoints)
 
 
 def bits(folder: Path) -> dict[str, bytes]:
@@ -76,21 +77,22 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
 def test_it_learns_what_the_cpu_learns(
     tables: dict[int, Path], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The draws differ, so the curves do: their means over the last steps are near each other."""
+    """The draws differ, so the curves do: by no more than those of several seeds on the CPU."""
 
-    def curve(name: str) -> Tensor:
-        (tmp_path / name).mkdir()
-        run(tables, tmp_path / name / "model", method, precision="float32", steps=60, checkpoint_every=60)
-        lines = (tmp_path / name / "model/metrics.jsonl").read_text().splitlines()
-        return torch.tensor([float(line.split('"loss": ')[1].split(",")[0].rstrip("}")) for line in lines])
+    def start_and_end(seed: int) -> Tensor:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        run(tables, folder / "model", method, seed, precision="float32", steps=60, checkpoint_every=60)
+        lines = (folder / "model/metrics.jsonl").read_text().splitlines()
+        losses = torch.tensor([json.loads(line)["loss"] for line in lines])
+        return torch.stack((losses[:5].mean(), losses[-20:].mean()))
 
-    on_gpu = curve("gpu")
-    assert load_encoder(tmp_path / "gpu/model").mean.device.type == "cpu"  # the artifact knows no device
+    on_gpu = start_and_end(0)
+    assert load_encoder(tmp_path / "0/model").mean.device.type == "cpu"  # the artifact knows no device
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    on_cpu = curve("cpu")
-    start, gpu, cpu = on_cpu[0].item(), on_gpu[-20:].mean().item(), on_cpu[-20:].mean().item()
-    assert on_gpu[0].item() == pytest.approx(start, rel=0.1, abs=0.05)
-    assert gpu == pytest.approx(cpu, rel=0.15, abs=0.1 * abs(start - cpu) + 0.02)
+    on_cpu = torch.stack([start_and_end(seed) for seed in range(1, 8)])
+    allowed = 5 * on_cpu.std(0) + 0.02 * on_cpu.mean(0).abs() + 0.01
+    assert ((on_gpu - on_cpu.mean(0)).abs() < allowed).all(), (on_gpu, on_cpu)
 
 
 def test_an_encoder_answers_as_on_the_cpu() -> None:

@@ -30,7 +30,8 @@ def reliability(levels: Tensor, bins: int = 20) -> tuple[Tensor, Tensor]:
         levels: of `confidence_levels`, any shape.
     """
     predicted = torch.arange(1, bins + 1, device=levels.device) / bins
-    held = torch.histc(levels.float(), bins, 0, 1).cumsum(0) / levels.numel()
+    bin_of_each = (levels.flatten().float() * bins).long().clamp(0, bins - 1)
+    held = torch.bincount(bin_of_each, minlength=bins).cumsum(0) / levels.numel()
     return predicted, held
 
 
