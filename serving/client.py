@@ -19,6 +19,7 @@ UNAVAILABLE = ("StatusCode.UNAVAILABLE", "503")
 # What a server says of a model that it is just loading or changing.
 NO_VERSION = "no available versions"
 HEADERS = "UNLABELED_TRITON_HEADERS"
+AUTHORITY = "UNLABELED_TRITON_CA"
 SECURE = ("https://", "grpcs://")
 LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:")
 
@@ -33,7 +34,8 @@ class Client:
     """Asks a Triton server for the answers of its models, from any number of threads.
 
     Args:
-        url: `HOST:PORT`; `https://` or `grpcs://` before it asks for TLS.
+        url: `HOST:PORT`; `https://` or `grpcs://` before it asks for TLS. A certificate authority that the system does
+            not know is named by `UNLABELED_TRITON_CA`, a PEM file.
         protocol: `grpc` (port 8001) or `http` (port 8000).
         retry_seconds: for how long a server that is not there, or not ready, is asked again.
         timeout_seconds: for how long an answer is waited for.
@@ -41,7 +43,7 @@ class Client:
         headers: sent with each request; default: those of the environment, `UNLABELED_TRITON_HEADERS`.
 
     Raises:
-        InputError: `url` or a header of the environment is none.
+        InputError: `url` or a header of the environment is none, or there is no such file.
     """
 
     def __init__(
@@ -67,15 +69,21 @@ class Client:
         self.settings: dict[str, Any] = {"headers": self.headers}
         if protocol == "grpc":
             self.settings["client_timeout"] = timeout_seconds
+        self.authority = os.environ.get(AUTHORITY) or None
+        if self.authority and not os.path.isfile(self.authority):
+            raise InputError(f"{AUTHORITY} names no file: {self.authority}")
         self._own, self._opened = threading.local(), list[Any]()
 
     @property
     def connection(self) -> Any:
         """This thread's connection: tritonclient's over HTTP hangs when several threads share one."""
         if not hasattr(self._own, "connection"):
-            options: dict[str, Any] = {"network_timeout": self.timeout, "ssl": self.ssl}
+            options: dict[str, Any] = {"network_timeout": self.timeout}
             if self.protocol == "grpc":
-                options = {"channel_args": channel_options(self.address), "ssl": self.ssl}
+                options = {"channel_args": channel_options(self.address), "root_certificates": self.authority}
+            elif self.authority:
+                options["ssl_options"] = {"ca_certs": self.authority}
+            options["ssl"] = self.ssl
             self._own.connection = self.triton.InferenceServerClient(self.address, **options)
             self._opened.append(self._own.connection)
         return self._own.connection
@@ -86,7 +94,7 @@ class Client:
             self.connection.is_server_live(**self.settings)
         except (InferenceServerException, OSError, HTTPParseError) as error:
             reason = error.message() if isinstance(error, InferenceServerException) else error
-            raise InputError(f"no Triton server at {self.url}: {reason}") from None
+            raise InputError(f"no Triton server at {self.url}: {reason}{_untrusted(reason)}") from None
 
     def infer(self, model: str, images: np.ndarray, version: str = "") -> dict[str, np.ndarray]:
         """Return a model's outputs by name, a row per image.
@@ -118,7 +126,7 @@ class Client:
             except InferenceServerException as error:
                 status, reason = error.status() or "", error.message() or ""
                 if status == "StatusCode.UNAVAILABLE":
-                    reason += "; is this the gRPC port?"
+                    reason += _untrusted(reason) or "; is this the gRPC port?"
                 if status in UNAVAILABLE or NO_VERSION in reason:
                     failure: Exception = InputError(
                         f"Triton at {self.url} is not ready to answer {model}: {reason}"
@@ -134,7 +142,7 @@ class Client:
             except HTTPParseError as error:
                 failure = InputError(f"no answer over HTTP from {self.url}: {error}; is this the HTTP port?")
             except OSError as error:
-                failure = InputError(f"no Triton server at {self.url}: {error}")
+                failure = InputError(f"no Triton server at {self.url}: {error}{_untrusted(error)}")
             if time.monotonic() + pause > deadline:
                 raise failure from None
             time.sleep(pause)
@@ -154,6 +162,13 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _untrusted(reason: object) -> str:
+    """Return what to do where TLS failed because nobody vouches for the server."""
+    if "CERTIFICATE_VERIFY_FAILED" not in str(reason):
+        return ""
+    return f"; if its authority is your own, name its PEM file in {AUTHORITY}"
 
 
 def in_batches(infer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int) -> np.ndarray:

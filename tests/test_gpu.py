@@ -46,7 +46,9 @@ def run(tables: dict[int, Path], out: Path, method: str, seed: int = 0, **traini
     table = tables[3 if kind.needs_color else 1]
     encoder = EncoderParameters(**{"width": 16, **kind.encoder_defaults})
     checkpoints = out.parent / "checkpoints"
-    return pretrain(table, out, {"name": method}, encoder, Training(**{**BRIEF, **training}), seed, checkpoints)
+    return pretrain(
+        table, out, {"name": method}, encoder, Training(**{**BRIEF, **training}), seed, checkpoints
+    )
 
 
 def bits(folder: Path) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ import tritonclient.grpc as triton
 from onnx import TensorProto, helper
 from PIL import Image
 from serving_fixtures import CLASSES, CLUSTERS, exported_run, region_processes
+from tls_proxy import https, self_signed
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serving.client import Client
@@ -449,6 +450,28 @@ def test_headers_and_tls_come_from_the_environment_and_the_address(monkeypatch):
     monkeypatch.setenv("UNLABELED_TRITON_HEADERS", "nothing")
     with pytest.raises(InputError, match="UNLABELED_TRITON_HEADERS holds a line that is no header"):
         Client("127.0.0.1:9")
+
+
+@pytest.mark.parametrize(("protocol", "speaks"), [("grpc", "h2"), ("http", "http/1.1")])
+def test_it_speaks_tls_to_a_server_whose_authority_it_is_told(
+    server, run, tmp_path, monkeypatch, protocol, speaks
+):
+    certificate = self_signed(tmp_path / "certificate.pem")
+    plain = server.grpc_url if protocol == "grpc" else server.http_url
+    with https(f"http://{plain}", certificate, speaks) as url:
+        with Client(url, protocol, retry_seconds=0) as client:
+            for ask in (client.check_server, lambda: client.infer("encoder", run.images(3))):
+                with pytest.raises(InputError, match="name its PEM file in UNLABELED_TRITON_CA"):
+                    ask()
+        monkeypatch.setenv("UNLABELED_TRITON_CA", str(certificate))
+        with Client(url, protocol) as client:
+            client.check_server()
+            answer = client.infer("encoder", run.images(3))["embedding"]
+    expected = OnnxModel(run.repository / "encoder" / MODEL)(run.images(3))
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
+    monkeypatch.setenv("UNLABELED_TRITON_CA", str(tmp_path / "other.pem"))
+    with pytest.raises(InputError, match="UNLABELED_TRITON_CA names no file"):
+        Client(plain, protocol)
 
 
 def test_a_proxy_has_no_business_on_loopback(server, run, monkeypatch):

@@ -42,11 +42,12 @@ def self_signed(path: Path) -> Path:
 
 
 @contextmanager
-def https(url: str, certificate: Path) -> Iterator[str]:
-    """Serve what `http://HOST:PORT` serves by HTTPS on another port; the new URL."""
+def https(url: str, certificate: Path, speaks: str = "http/1.1") -> Iterator[str]:
+    """Serve what `http://HOST:PORT` serves by HTTPS on another port, `h2` where that speaks gRPC; the new URL."""
     host, port = url.removeprefix("http://").split(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
+    context.set_alpn_protocols([speaks])
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:

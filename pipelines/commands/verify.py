@@ -21,8 +21,8 @@ def verify(
     unsound, found = 0, []
     for report in reports(open_registry(workspace, registry, remote)):
         unsound += not report.proven
+        found.append(report.to_json())
         if as_json:
-            found.append(report.to_json())
             continue
         print(f"{'sound   ' if report.proven else 'DAMAGED '} {report.run}")
         for difference in report.differences:
@@ -30,5 +30,6 @@ def verify(
     if as_json:
         print_json({"sound": not unsound, "runs": found})
     else:
-        print("sound" if not unsound else f"{unsound} run{'s' * (unsound != 1)} damaged")
+        runs = f"{len(found)} run{'s' * (len(found) != 1)}"
+        print(f"{runs}: sound" if not unsound else f"{unsound} of {runs} damaged")
     raise typer.Exit(1 if unsound else 0)

@@ -8,10 +8,10 @@ from pathlib import Path
 from unlabeled.errors import InputError
 from unlabeled.lineage.comparison import compare, same_environment
 from unlabeled.lineage.evidence import MALFORMED, Evidence
-from unlabeled.lineage.findings import Check, Difference, Report
+from unlabeled.lineage.findings import Check, Difference, Report, unreadable
 from unlabeled.lineage.registry import Registry
 from unlabeled.lineage.signature import fingerprint
-from unlabeled.lineage.tracked import LEADERBOARD, RECORD
+from unlabeled.lineage.tracked import LEADERBOARD
 
 __all__ = ["Check", "Difference", "Report", "audit", "compare", "same_environment"]
 
@@ -36,16 +36,11 @@ def audit(registry: Registry, run: str, key: Path | None = None) -> Report:
         record = registry.show(run)
         registry.files(run)  # a damaged listing is the record's fault, told as such
     except InputError as error:
-        return _unreadable(run, str(error))
+        return unreadable(run, str(error))
     try:
         return _examined(Evidence(registry, run, record), key, signer)
     except MALFORMED as error:
-        return _unreadable(run, f"has not the form of a record: {error!r}")
-
-
-def _unreadable(run: str, what: str) -> Report:
-    check = Check("the record is intact", (Difference("record", RECORD, what),))
-    return Report(run, "", [check], ["the record cannot be read: nothing else was checked"])
+        return unreadable(run, f"has not the form of a record: {error!r}")
 
 
 def _examined(evidence: Evidence, key: Path | None, signer: str) -> Report:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from unlabeled.lineage.tracked import RECORD
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -104,3 +106,9 @@ class Report:
         lines += [f"note     {note}" for note in self.notes]
         count = len(self.differences)
         return [*lines, "proven" if self.proven else f"not proven: {count} difference{'s' * (count != 1)}"]
+
+
+def unreadable(run: str, why: str) -> Report:
+    """Return the report of a run whose record cannot be read."""
+    check = Check("the record is intact", (Difference("record", RECORD, why),))
+    return Report(run, "", [check], ["the record cannot be read: nothing else was checked"])

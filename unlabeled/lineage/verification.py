@@ -5,10 +5,9 @@ from functools import cache
 
 from unlabeled.errors import InputError
 from unlabeled.lineage.evidence import MALFORMED, Evidence
-from unlabeled.lineage.findings import Check, Difference, Report
+from unlabeled.lineage.findings import Check, Report, unreadable
 from unlabeled.lineage.registry import Registry
 from unlabeled.lineage.store import Store
-from unlabeled.lineage.tracked import RECORD
 
 
 def verify(registry: Registry) -> Iterator[Report]:
@@ -28,7 +27,7 @@ def verify(registry: Registry) -> Iterator[Report]:
             record = registry.show(run)
             registry.files(run)  # a damaged listing is the record's fault, told as such
         except InputError as error:
-            yield _unreadable(run, error)
+            yield unreadable(run, str(error))
             continue
         try:
             evidence = Evidence(registry, run, record, hashed)
@@ -38,9 +37,4 @@ def verify(registry: Registry) -> Iterator[Report]:
             ]
             yield Report(run, row["digest"], checks)
         except MALFORMED as error:
-            yield _unreadable(run, error)
-
-
-def _unreadable(run: str, error: Exception) -> Report:
-    broken = Difference("record", RECORD, f"cannot be read: {error}")
-    return Report(run, "", [Check("the record is intact", (broken,))])
+            yield unreadable(run, f"has not the form of a record: {error!r}")
