@@ -32,6 +32,7 @@ HOST = "127.0.0.1"
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 CACHE_BYTES = 64 << 20
 START_SECONDS = 120.0
+NO_LIBRARY = "error while loading shared libraries"
 STOP_SECONDS = 20.0
 
 
@@ -235,7 +236,8 @@ class EmbeddedTriton:
     def _wait_ready(self, process: subprocess.Popen) -> bool:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            if process.poll() is not None:
+            # Triton waits for a stub that cannot start as for one that takes long.
+            if process.poll() is not None or self._stub_errors():
                 return False
             with contextlib.suppress(OSError):
                 LOOPBACK.open(f"http://{self.http_url}/v2/health/ready", timeout=5).close()
@@ -246,10 +248,15 @@ class EmbeddedTriton:
     def _errors(self) -> str:
         """Return Triton's own words: the errors in its log, else its last lines."""
         lines = self.log.read_text(errors="replace").splitlines()
-        # Without a GPU there is always an error about CUDA; a stub that cannot start speaks for itself.
+        # Without a GPU there is always an error about CUDA.
         errors = [line.partition("] ")[2] for line in lines if line.startswith("E") and "Cuda" not in line]
-        errors += [line for line in lines if "error while loading shared libraries" in line]
+        errors += self._stub_errors()
         return " | ".join(" ".join(line.split()) for line in (errors or lines)[-4:])
+
+    def _stub_errors(self) -> list[str]:
+        """Return what a stub says that cannot start: it speaks for itself, each time in the same words."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return list(dict.fromkeys(line for line in lines if NO_LIBRARY in line))
 
 
 def _python_of(environment: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from serving.check import check_serving
 from serving.client import Client
 from serving.index import Index
 from serving.repository import model_config, write_model
-from serving.server import EmbeddedTriton
+from serving.server import EmbeddedTriton, triton_environment
 from unlabeled.digest import file_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import KINDS
@@ -118,7 +118,7 @@ def test_sigterm_to_serve_while_the_server_starts_leaves_nothing(run, tmp_path):
         import sys, time
         from pathlib import Path
         import pipelines.cli as cli
-        from serving.server import EmbeddedTriton
+        from serving.server import EmbeddedTriton, triton_environment
 
         def never_ready(self, process):
             ready(self, process)
@@ -214,6 +214,25 @@ def test_a_missing_environment_is_told_in_a_line(run, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLABELED_TRITON", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"no Triton environment at .*none: run `make setup`"):
         EmbeddedTriton(run.repository)
+
+
+def test_a_backend_that_cannot_start_is_told_at_once(run, tmp_path, monkeypatch):
+    environment = tmp_path / "environment"
+    subprocess.run(["cp", "-rs", triton_environment(), environment], check=True)
+    for stub in environment.rglob("triton_python_backend_stub"):
+        stub.unlink()
+        stub.write_text(
+            '#!/bin/sh\necho "$0: error while loading shared libraries: libpython" >&2; exit 127\n'
+        )
+        stub.chmod(0o755)
+    monkeypatch.setenv("UNLABELED_TRITON", str(environment))
+    started = time.monotonic()
+    with (
+        pytest.raises(InputError, match=r"cannot serve .*error while loading shared libraries: libpython$"),
+        EmbeddedTriton(run.repository),
+    ):
+        pass
+    assert time.monotonic() - started < 30
 
 
 def test_a_folder_without_models_is_told_in_a_line(tmp_path):
