@@ -155,7 +155,8 @@ def _scores(table: ImageTable, linear: float, rank: float) -> dict[str, Any]:
         "participation_ratio": 17.5,
         "dimensions": 512,
     }
-    return (known if table.classes else dict.fromkeys(known)) | {"effective_rank": rank, "collapse": collapse}
+    always = {"view_retrieval": linear / 2, "effective_rank": rank, "collapse": collapse}
+    return (known if table.classes else dict.fromkeys(known)) | always
 
 
 def _kmeans(table: ImageTable) -> tuple[np.ndarray, np.ndarray]:

@@ -16,13 +16,15 @@ from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
 from unlabeled.features import Standardisation, extract, random_encoder
 from unlabeled.nets.encoder import load_encoder
-from unlabeled.parameters import Encoder, Evaluation
+from unlabeled.parameters import Encoder, Evaluation, Training
 from unlabeled.probes.baselines import pixels, principal_components
 from unlabeled.probes.collapse import collapse
 from unlabeled.probes.evaluate import BASELINES, EVALUATION, evaluate, evaluate_baselines
 from unlabeled.probes.knn import weighted_knn
 from unlabeled.probes.linear import choose_regularisation, fit_linear_probe
+from unlabeled.probes.retrieval import view_retrieval
 from unlabeled.probes.subsets import hold_out, label_subset
+from unlabeled.training.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +279,38 @@ def test_pixels_and_principal_components(digits_table: Path, tmp_path: Path) -> 
     assert projected.var(0).sum() == pytest.approx(
         (np.linalg.svd(centred)[1][:5] ** 2).sum() / len(centred), rel=1e-3
     )
+
+
+def test_view_retrieval_is_chance_for_features_that_tell_nothing(
+    digits_table: Path, model_folder: Path
+) -> None:
+    encoder, table = load_encoder(model_folder), ImageTable(digits_table)
+    train = table.indices("train")
+    before = torch.get_rng_state()
+    found = view_retrieval(encoder, table, train, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found == view_retrieval(encoder, table, train, 0) != view_retrieval(encoder, table, train, 1)
+    assert 0.05 < found < 0.9
+    for parameter in encoder.parameters():
+        parameter.data.zero_()
+    assert view_retrieval(encoder, table, train, 0) == pytest.approx(1 / len(train))
+
+
+def test_view_retrieval_prefers_what_was_learned_where_the_rank_prefers_what_was_not(
+    digits_table: Path, tmp_path: Path
+) -> None:
+    training = Training(steps=100, batch_size=128, threads=1, checkpoint_every=100)
+    settings = {"name": "simclr"}
+    pretrain(
+        digits_table, tmp_path / "model", settings, Encoder(width=32), training, 0, tmp_path / "checkpoints"
+    )
+    evaluate(tmp_path / "model", digits_table, tmp_path / "evaluation", Evaluation(), 0)
+    learned = json.loads((tmp_path / "evaluation" / EVALUATION).read_text())
+    evaluate_baselines(digits_table, tmp_path / "baselines", Evaluation(), 0, [Encoder(width=32)])
+    untrained = json.loads((tmp_path / "baselines" / BASELINES).read_text())["rows"][-1]
+    assert untrained["method"] == "random init" and learned["linear"] > untrained["linear"]
+    assert learned["view_retrieval"] > 1.2 * untrained["view_retrieval"]
+    assert learned["effective_rank"] < untrained["effective_rank"]
 
 
 def test_evaluate_digits(digits_table: Path, model_folder: Path, tmp_path: Path) -> None:

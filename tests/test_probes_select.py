@@ -55,13 +55,13 @@ def test_highest_held_out_accuracy_wins_whatever_the_test_scores_say(
         assert tree_digest(tmp_path / "out" / copied) == tree_digest(original)
 
 
-def test_without_labels_the_effective_rank_decides(candidates: Callable, tmp_path: Path) -> None:
+def test_without_labels_view_retrieval_decides_and_not_the_rank(candidates: Callable, tmp_path: Path) -> None:
     artifacts = candidates(
-        first={"held_out_knn": None, "effective_rank": 90.0},
-        second={"held_out_knn": None, "effective_rank": 10.0},
+        first={"held_out_knn": None, "view_retrieval": 0.6, "effective_rank": 10.0},
+        second={"held_out_knn": None, "view_retrieval": 0.2, "effective_rank": 90.0},
     )
     result = select(*artifacts, **outputs(tmp_path / "out"))
-    assert result["selected"] == "first" and result["criterion"] == "effective_rank"
+    assert result["selected"] == "first" and result["criterion"] == "view_retrieval"
 
 
 def test_order_does_not_matter_and_ties_go_by_name(candidates: Callable, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_select_refuses_what_does_not_belong_together(candidates: Callable, tmp_
     ):
         with pytest.raises(InputError, match=message):
             select(*arguments, **outputs(tmp_path / "out"))
-    unknown = candidates(c={"held_out_knn": None, "effective_rank": None})
+    unknown = candidates(c={"held_out_knn": None, "view_retrieval": None})
     with pytest.raises(InputError, match="no criterion"):
         select(*unknown, **outputs(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

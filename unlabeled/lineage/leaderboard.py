@@ -8,6 +8,8 @@ from unlabeled.files import read_json
 
 CLUSTER_SCORES = ("acc", "nmi", "ari", "ami", "purity")
 EVALUATION = ("method", "family", "knn", "knn_standardised", "linear", "held_out_knn", "effective_rank")
+# Rows of older runs are without.
+LATER = ("view_retrieval",)
 
 
 def leaderboard(
@@ -33,6 +35,7 @@ def leaderboard(
             {
                 "method": folder.name,
                 **{key: evaluation.get(key) for key in EVALUATION[1:]},
+                **{key: evaluation[key] for key in LATER if key in evaluation},
                 "cluster": {key: clusters.get(key) for key in CLUSTER_SCORES},
                 "objective": _read(folder / "model" / "objective.json"),
                 "images_per_second": metrics.get("images_per_second"),
@@ -43,6 +46,7 @@ def leaderboard(
         key=lambda row: (
             -(row["linear"] or 0),
             -(row["held_out_knn"] or 0),
+            -row.get("view_retrieval", 0),
             -(row["effective_rank"] or 0),
             row["method"],
         )

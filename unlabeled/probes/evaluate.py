@@ -19,6 +19,7 @@ from unlabeled.probes.baselines import pixels, principal_components
 from unlabeled.probes.collapse import collapse
 from unlabeled.probes.knn import weighted_knn
 from unlabeled.probes.linear import fit_linear_probe
+from unlabeled.probes.retrieval import view_retrieval
 from unlabeled.probes.subsets import hold_out
 
 EVALUATION, BASELINES = "evaluation.json", "baselines.json"
@@ -27,7 +28,7 @@ EVALUATION, BASELINES = "evaluation.json", "baselines.json"
 def evaluate(model: Path, table: Path, output: Path, parameters: Evaluation, seed: int) -> dict[str, Any]:
     """Evaluate a model's frozen encoder; write `output`/evaluation.json.
 
-    Its keys: method, family and the scores of `score_features`.
+    Its keys: method, family, `view_retrieval` and the scores of `score_features`.
 
     Returns:
         The same without the confusion matrix, and `seconds`.
@@ -44,6 +45,7 @@ def evaluate(model: Path, table: Path, output: Path, parameters: Evaluation, see
     scores = score_features(
         features, labels, test_features, test_labels, len(images.classes), parameters, seed
     )
+    scores["view_retrieval"] = view_retrieval(encoder, images, train, seed)
     result = {"method": config["method"], "family": config["family"], **scores}
     with atomic_path(output) as folder:
         write_json(folder / EVALUATION, result)
@@ -58,7 +60,8 @@ def evaluate_baselines(
 
     They are raw pixels, their first 128 principal components, and what `encoders` give at random init.
 
-    Its keys: rows, a list of {method, family, the scores of `score_features` without the confusion matrix}.
+    Its keys: rows, a list of {method, family, the scores of `score_features` without the confusion matrix}, and
+    `view_retrieval` of the encoders.
 
     Raises:
         InputError: no table lies there, or it has fewer than two train images.
@@ -68,12 +71,12 @@ def evaluate_baselines(
     train, test = _splits(images)
     labels, test_labels = images.labels(train), images.labels(test)
     rows = []
-    for method, features, test_features in _unlearned(images, train, test, encoders, seed):
+    for method, features, test_features, further in _unlearned(images, train, test, encoders, seed):
         scores = score_features(
             features, labels, test_features, test_labels, len(images.classes), parameters, seed
         )
         del scores["confusion"]
-        rows.append({"method": method, "family": "baseline", **scores})
+        rows.append({"method": method, "family": "baseline", **scores, **further})
     with atomic_path(output) as folder:
         write_json(folder / BASELINES, {"rows": rows})
     return {"rows": rows, "seconds": time.perf_counter() - started}
@@ -81,19 +84,20 @@ def evaluate_baselines(
 
 def _unlearned(
     images: ImageTable, train: np.ndarray, test: np.ndarray, encoders: Sequence[Encoder], seed: int
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield each baseline's name and its features of the two splits, one baseline in memory at a time."""
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, dict[str, float]]]:
+    """Yield each baseline's name, its features of the two splits and further scores, one in memory at a time."""
     raw = pixels(images, train), pixels(images, test)
-    yield "raw pixels", *raw
+    yield "raw pixels", *raw, {}
     components, test_components = principal_components(*raw)
-    yield "PCA-128", components, test_components
+    yield "PCA-128", components, test_components, {}
     del raw
     mean, std = pixel_statistics(images)
     for number, section in enumerate(encoders):
         settings = section.model_dump() | {"image_shape": images.image_shape, "mean": mean, "std": std}
         net = random_encoder(settings, images, train, seed, accelerator())
         name = f"random init, {section.name} {section.width}" if number else "random init"
-        yield name, extract(net, images, train), extract(net, images, test)
+        found = {"view_retrieval": view_retrieval(net, images, train, seed)}
+        yield name, extract(net, images, train), extract(net, images, test), found
 
 
 def score_features(

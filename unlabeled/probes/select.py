@@ -14,7 +14,7 @@ SELECTION = "selection.json"
 # In order of preference: the first one that every evaluation has is used.
 CRITERIA = {
     "held_out_knn": "accuracy of weighted kNN on a held-out part of train",
-    "effective_rank": "effective rank of the features (RankMe, Garrido et al. 2023): no label is used",
+    "view_retrieval": "how often an image is found among others by another view of it: no label is used",
 }
 
 

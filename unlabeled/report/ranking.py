@@ -6,11 +6,12 @@ from typing import Any
 
 # What is drawn, the deciding score first; and all that is listed.
 SCORES = {"linear": "Linear probe", "knn": "Weighted kNN", "acc": "Cluster accuracy"}
-LABEL_FREE_SCORES = {"effective_rank": "Effective rank"}
+LABEL_FREE_SCORES = {"view_retrieval": "Views found", "effective_rank": "Effective rank"}
 NUMBERS = {
     "linear": "linear probe", "knn": "kNN", "knn_standardised": "kNN std.", "held_out_knn": "kNN held out",
     "acc": "ACC", "purity": "purity", "nmi": "NMI", "ami": "AMI", "ari": "ARI",
-    "effective_rank": "effective rank", "images_per_second": "images/s", "seconds": "seconds",
+    "view_retrieval": "views found", "effective_rank": "effective rank",
+    "images_per_second": "images/s", "seconds": "seconds",
 }  # fmt: skip
 
 
@@ -18,7 +19,7 @@ def ranking(leaderboard: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
     """Return what the page says of the leaderboard.
 
     Args:
-        labelled: without labels the effective rank takes the place of accuracies.
+        labelled: without labels view retrieval and the effective rank take the place of accuracies.
 
     Returns:
         `entries`: methods and baselines, best first, each {"method", "kind", "selected", "numbers"};
