@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,26 @@ def parameters_of(
     if seed is not None:
         overrides["seed"] = seed
     parameters = load_parameters(file or _parameters_file(), profile, overrides)
-    return _with_all_methods(parameters) if methods == "all" else parameters
+    parameters = _with_all_methods(parameters) if methods == "all" else parameters
+    return _set_for_methods(parameters, overrides)
+
+
+def _set_for_methods(parameters: Any, overrides: Mapping[str, Any]) -> Any:
+    """Let a `training.KEY` that was asked for go before the methods' own defaults, though it be the section's."""
+    from unlabeled.parameters import Training
+
+    pretrain = {method: dict(settings) for method, settings in parameters.pretrain.items()}
+    for path in overrides:
+        section, _, key = path.partition(".")
+        if section != "training" or getattr(parameters.training, key) != Training.model_fields[key].default:
+            continue
+        from unlabeled.signals import find_signal  # imports torch, for this rare case alone
+
+        for method in parameters.methods:
+            if key in find_signal(method).training_defaults:
+                settings = pretrain.setdefault(method, {})
+                settings["training"] = {key: getattr(parameters.training, key)} | settings.get("training", {})
+    return parameters.model_copy(update={"pretrain": pretrain})
 
 
 def open_workspace(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
@@ -13,8 +14,10 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from pipelines.cluster.cron import check_cron
 from pipelines.cluster.jobs import compile_pipeline
 from pipelines.options import parameters_of
+from unlabeled.data.table import ImageTable
 from unlabeled.errors import InputError
-from unlabeled.signals import all_signals
+from unlabeled.signals import all_signals, find_signal, method_settings
+from unlabeled.training.resolve import resolve_training
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "training.yaml"
@@ -126,3 +129,23 @@ def test_all_methods_are_those_that_the_data_serves(data, settings, colour, caps
     asked = parameters_of("smoke", data, "all", None, settings, None).methods
     assert set(asked) == {name for name, signal in signals.items() if colour or not signal.needs_color}
     assert ("colorization" in capsys.readouterr().err) == (not colour)
+
+
+def test_a_training_value_that_is_asked_for_goes_before_the_methods_own_default(digits_table):
+    """Though it be the section's default: DINO's own batch is 128, its largest gradient norm 3."""
+    settings = [
+        "training.batch_size=256",
+        "training.gradient_clip=0",
+        "pretrain.simclr.training.batch_size=64",
+    ]
+    asked = parameters_of("smoke", "digits", "simclr,dino", None, settings, None)
+    table = ImageTable(digits_table)
+    trained = {}
+    for method in asked.methods:
+        overrides = method_settings(method, asked.pretrain.get(method, {}))["training"]
+        trained[method] = resolve_training(
+            asked.training, find_signal(method), overrides, table, torch.device("cpu")
+        )
+    assert (trained["dino"].batch_size, trained["dino"].gradient_clip) == (256, 0)
+    assert trained["simclr"].batch_size == 64
+    assert trained["dino"].learning_rate == find_signal("dino").training_defaults["learning_rate"]
