@@ -16,7 +16,7 @@ from unlabeled.export.onnx import OnnxModel
 from unlabeled.export.parity import difference
 
 MAX_PIXELS = 64_000_000
-# A GPU, or int8 on another processor, answers the golden images so far off; another model further.
+# A GPU, or int8 on another processor, may answer the golden images so far off; what is further off is another model.
 ROUNDING = 0.02
 
 
