@@ -5,6 +5,7 @@ import json
 import shlex
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -269,12 +270,19 @@ def predict(
     ] = "",
     neighbours: Annotated[int, typer.Option(min=1, help="Nearest training images to name.")] = 3,
     workspace: Workspace = DEFAULT_WORKSPACE,
+    registry: RegistryUrl = "",
+    remote: RemoteUrl = "",
     as_json: Json = False,
 ) -> None:
     """Tell class, cluster and nearest training images of image files."""
     from serving.predict import predict as answer
 
-    rows = answer(images, _run_folder(workspace, run), url, neighbours)
+    with tempfile.TemporaryDirectory(prefix="unlabeled-") as room:
+        if registry or remote:
+            folder = _fetched(open_registry(workspace, registry, remote), run, Path(room))
+        else:
+            folder = _run_folder(workspace, run)
+        rows = answer(images, folder, url, neighbours)
     if as_json:
         print_json(rows)
         return
@@ -301,6 +309,15 @@ def _run_folder(workspace: Path, run: str) -> Path:
     if not (folder / "record.json").exists():
         registry.fetch(name, folder)
     return folder
+
+
+def _fetched(registry: Any, run: str, room: Path) -> Path:
+    """Bring what `predict` needs of a run in a registry elsewhere; a workspace may have another run of that name."""
+    from unlabeled.lineage.promotion import find_run
+
+    name = find_run(registry, run)
+    registry.fetch(name, room / name, ["repository", "index"])
+    return room / name
 
 
 def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:

@@ -24,6 +24,10 @@ SECURE = ("https://", "grpcs://")
 LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:")
 
 
+class Refused(InputError):
+    """A server that is there does not take the request: no such model or version, or other images than it knows."""
+
+
 def channel_options(url: str) -> list[tuple[str, int]]:
     """The options of a gRPC channel: messages of any size; no proxy of the environment on the way to this machine."""
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -105,8 +109,8 @@ class Client:
             version: of the model; default: the newest.
 
         Raises:
-            InputError: the server is not there, or refuses the request (shape, batch, model, version); or the
-                images are not uint8.
+            Refused: the server refuses the request (shape, batch, model, version).
+            InputError: the server is not there, or the images are not uint8.
             CheckFailed: the server fails at it, or does not answer in time.
         """
         try:
@@ -132,7 +136,7 @@ class Client:
                         f"Triton at {self.url} is not ready to answer {model}: {reason}"
                     )
                 elif status in REFUSED:
-                    raise InputError(f"Triton refuses the request to {model}: {reason}") from None
+                    raise Refused(f"Triton refuses the request to {model}: {reason}") from None
                 else:
                     raise CheckFailed(
                         f"Triton failed at the request to {model}: {reason or status}"

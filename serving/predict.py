@@ -1,20 +1,23 @@
 """Answers for image files: class, cluster, nearest training images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serving.client import Client, in_batches
+from serving.client import Client, Refused, in_batches
 from serving.index import Index
 from serving.repository import CONFIG, MODEL, read_config, read_labels
 from unlabeled.data.images import BrokenImage, read_image
 from unlabeled.errors import InputError
 from unlabeled.export.onnx import OnnxModel
+from unlabeled.export.parity import difference
 
 MAX_PIXELS = 64_000_000
+# A GPU, or int8 on another processor, may answer the golden images so far off; what is further off is another model.
+ROUNDING = 0.02
 
 
 def predict(images: Sequence[Path], run: Path, url: str = "", neighbours: int = 3) -> list[dict[str, Any]]:
@@ -23,7 +26,7 @@ def predict(images: Sequence[Path], run: Path, url: str = "", neighbours: int = 
     Args:
         images: files of any format that ingest reads.
         run: folder of a run, with `repository/` and `index/`.
-        url: gRPC address of a Triton server; default: the ONNX files in this process.
+        url: gRPC address of a Triton server of that run; default: the ONNX files in this process.
         neighbours: training images to name.
 
     Returns:
@@ -31,20 +34,21 @@ def predict(images: Sequence[Path], run: Path, url: str = "", neighbours: int = 
         matched to the cluster, "" for none, "nearest": [{"id", "similarity"}]}.
 
     Raises:
-        InputError: a file is no image, the run was not exported, or the server refuses.
+        InputError: a file is no image, the run was not exported, or the server is not there or serves another run.
     """
     repository, index = run / "repository", Index(run / "index")
     pixels = np.stack([_read(path, index.image_shape) for path in images])
     if url:
         with Client(url) as client:
 
-            def ask(kind: str, batch: np.ndarray) -> np.ndarray:
+            def infer(kind: str, batch: np.ndarray) -> np.ndarray:
                 return client.infer(kind, batch)[index.models[kind]["output"]]
 
-            answers = {
-                kind: in_batches(partial(ask, kind), pixels, _largest(repository / kind))
-                for kind in index.models
-            }
+            def ask(kind: str, images: np.ndarray) -> np.ndarray:
+                return in_batches(partial(infer, kind), images, _largest(repository / kind))
+
+            _check_served(ask, index, url, run.name)
+            answers = {kind: ask(kind, pixels) for kind in index.models}
     else:
         answers = {kind: OnnxModel(repository / kind / MODEL)(pixels) for kind in index.models}
     classes, clusters = (read_labels(repository, kind) for kind in ("classifier", "clusterer"))
@@ -67,6 +71,20 @@ def predict(images: Sequence[Path], run: Path, url: str = "", neighbours: int = 
             images, answers["classifier"], answers["clusterer"], nearest, similarities
         )
     ]
+
+
+def _check_served(ask: Callable[[str, np.ndarray], np.ndarray], index: Index, url: str, run: str) -> None:
+    """Raise InputError where a server does not give the golden answers of the run that names its answers here."""
+    for kind in index.models:
+        expected = index.golden[kind]
+        try:
+            worst = difference(expected, ask(kind, index.golden["images"]))["max_difference"]
+        except (Refused, KeyError):  # no such model, or one of other images, or of another output
+            worst = float("inf")
+        if worst > ROUNDING:
+            raise InputError(
+                f"the server at {url} serves another {kind} than run {run}; name the run that it serves with --run"
+            )
 
 
 def _largest(model: Path) -> int:

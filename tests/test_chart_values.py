@@ -110,6 +110,11 @@ def test_contradictions_are_told(chart: helm.Chart, values: dict[str, Any], word
     ("values", "words"),
     [
         (SERVED, "Triton serves run a as fashion-unlabeled.ml"),
+        (SERVED, "--url 127.0.0.1:8001 --registry GITURL --remote DVCURL --run a\n"),
+        (
+            {"serving": {"follow": {"enabled": True}}, "registry": URLS},
+            f"--url 127.0.0.1:8001 --registry {URLS['git']} --remote {URLS['remote']} --run encoder#prod\n",
+        ),
         ({**SERVED, "serving": {"run": "a", "canary": {"enabled": True}}}, "name a serving.controlSecret"),
         ({**SERVED, "service": {"type": "LoadBalancer"}}, "LoadBalancer: name networkPolicy.clients"),
         ({**SERVED, "monitoring": WATCHED}, "Not made, for this cluster does not know"),

@@ -4,6 +4,7 @@ import http.server
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -15,9 +16,9 @@ from typing import ClassVar
 
 import pytest
 import yaml
-from lineage_bundle import KINDS, flip, record_run
+from lineage_bundle import KINDS, flip, record_run, run_steps
 
-from unlabeled.digest import tree_digest
+from unlabeled.digest import dvc_digest, tree_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import read_json
 from unlabeled.lineage import commit
@@ -26,6 +27,7 @@ from unlabeled.lineage import registry as registry_module
 from unlabeled.lineage.audit import audit
 from unlabeled.lineage.commit import is_folder
 from unlabeled.lineage.git import git
+from unlabeled.lineage.record import record
 from unlabeled.lineage.registry import Registry, reference_table
 from unlabeled.lineage.store import Store
 from unlabeled.lineage.verification import verify
@@ -226,6 +228,30 @@ def test_recording_again_changes_nothing_and_another_run_of_that_name_is_refused
     with pytest.raises(InputError, match="run one is recorded already, with other content"):
         record_run(registry, tmp_path / "two", "one", seed=1)
     assert git("rev-parse", "refs/tags/run/one", folder=registry.url) == before[0]
+    assert sound(registry, "one")
+
+
+def test_recording_again_on_another_machine_keeps_the_record_that_is_there(tmp_path, monkeypatch):
+    artifacts = run_steps(tmp_path / "steps")
+    data = {"source": "mini", "digest": dvc_digest(artifacts["raw"].path), "reference": ""}
+    registry = Registry.embedded(tmp_path / "registry")
+
+    def record_here(bundle, url, seed=0):
+        parameters = {"data": "mini", "seed": seed}
+        return record("one", artifacts, parameters, data, url, registry.remote, tmp_path / bundle)
+
+    first = record_here("first", registry.url)
+    before = git("rev-parse", "refs/tags/run/one", folder=registry.url), objects_of(registry)
+    monkeypatch.setattr(platform, "platform", lambda: "another kernel")
+    unrecorded = tmp_path / "unrecorded"
+    assert record("one", artifacts, {"data": "mini"}, data, "", "", unrecorded)["digest"] != first["digest"]
+    # In a folder it is read as it is; by a URL through a mirror, which a new tag does not show in.
+    for bundle, url in (("second", registry.url), ("third", f"file://{registry.url}")):
+        assert record_here(bundle, url) == first
+        assert tree_digest(tmp_path / bundle) == tree_digest(tmp_path / "first")
+    with pytest.raises(InputError, match="run one is recorded already, with other content"):
+        record_here("other", registry.url, seed=1)
+    assert (git("rev-parse", "refs/tags/run/one", folder=registry.url), objects_of(registry)) == before
     assert sound(registry, "one")
 
 
@@ -449,6 +475,39 @@ def test_two_recorders_at_once(tmp_path):
 @pytest.mark.slow
 def test_eight_recorders_at_once(tmp_path):
     record_at_once(tmp_path, 8)
+
+
+def _record_again(folder, bundle, machine, artifacts, barrier, queue):
+    platform.platform = lambda: machine
+    data = {"source": "mini", "digest": dvc_digest(artifacts["raw"].path), "reference": ""}
+    registry = Registry.embedded(folder)
+    barrier.wait()
+    try:
+        result = record("one", artifacts, {"data": "mini"}, data, registry.url, registry.remote, bundle)
+        queue.put(result["digest"])
+    except BaseException as error:
+        queue.put(repr(error))
+
+
+def test_recorders_of_one_run_on_four_machines_at_once_agree(tmp_path):
+    artifacts, folder = run_steps(tmp_path / "steps"), tmp_path / "registry"
+    barrier, queue = FORK.Barrier(4), FORK.Queue()
+    bundles = [tmp_path / f"bundle-{n}" for n in range(4)]
+    processes = [
+        FORK.Process(target=_record_again, args=(folder, bundle, bundle.name, artifacts, barrier, queue))
+        for bundle in bundles
+    ]
+    for process in processes:
+        process.start()
+    digests = {queue.get(timeout=120) for _ in processes}
+    for process in processes:
+        process.join()
+    registry = Registry.embedded(folder)
+    assert digests == {registry.show("one")["digest"]}
+    assert {(bundle / "record.json").read_bytes() for bundle in bundles} == {
+        registry.read("one", "record.json")
+    }
+    assert sound(registry, "one")
 
 
 def _die_at(point, folder, bundle, run):

@@ -2,20 +2,22 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from lineage_bundle import flip, key_pair, record_run
+from lineage_bundle import flip, key_pair, record_run, run_steps
 from test_audit import forge, named
 from test_registry import no_export, recommit  # noqa: F401  (no_export is a fixture)
 
-from unlabeled.digest import tree_digest
+from unlabeled.digest import dvc_digest, tree_digest
 from unlabeled.errors import InputError
 from unlabeled.files import read_json
 from unlabeled.lineage.audit import audit
 from unlabeled.lineage.git import git
+from unlabeled.lineage.record import record
 from unlabeled.lineage.registry import Registry
 from unlabeled.lineage.signature import contradiction
 from unlabeled.lineage.verification import verify
@@ -75,6 +77,30 @@ def test_recording_a_signed_run_again_changes_nothing(signed, tmp_path):
     registry.push("one", tmp_path / "one" / "bundle")
     assert git("rev-parse", "refs/tags/run/one", folder=registry.url) == before
     assert audit(registry, "one", public).proven
+
+
+def test_recording_again_on_another_machine_brings_the_signature_that_is_there(tmp_path, monkeypatch):
+    artifacts = run_steps(tmp_path / "steps")
+    data = {"source": "mini", "digest": dvc_digest(artifacts["raw"].path), "reference": ""}
+
+    def record_with(key, machine, registry, bundle):
+        monkeypatch.setenv("UNLABELED_SIGNING_KEY", str(key or ""))
+        monkeypatch.setattr(platform, "platform", lambda: machine)
+        record("one", artifacts, {"data": "mini"}, data, registry.url, registry.remote, bundle)
+        return bundle
+
+    (first, public), (second, _) = (key_pair(tmp_path, name) for name in ("first", "second"))
+    for name, key in (("signed", first), ("unsigned", None)):
+        registry = Registry.embedded(tmp_path / name / "registry")
+        bundle = record_with(key, "one machine", registry, tmp_path / name / "bundle")
+        before = tree_digest(bundle)
+        for other in (None, first, second):
+            again = record_with(other, "another machine", registry, tmp_path / name / "again")
+            assert tree_digest(again) == before
+        assert (again / "record.sig").exists() == bool(key)
+        if key:
+            written = [(again / file).read_bytes() for file in ("record.json", "record.sig")]
+            assert contradiction(*written, public) is None
 
 
 def test_every_flipped_bit_of_a_signature_is_seen(signed):

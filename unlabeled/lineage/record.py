@@ -1,7 +1,8 @@
 """The record of a run: an in-toto Statement with SLSA provenance over everything that its steps wrote.
 
 https://in-toto.io/Statement/v1, https://slsa.dev/provenance/v1. The record depends on the artifacts, the
-parameters, the code and the environment, not on the clock: recording again gives the same bytes.
+parameters, the code and the environment of the recorder, not on the clock: recording again gives the same bytes.
+Recorded again on another machine, a run keeps the record that the registry has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,8 @@ def record(
             measured against, or an empty string.
         registry, remote: git URL and DVC URL; empty: nothing is pushed.
         bundle: folder to write: the artifacts, record.json, leaderboard.json, metrics.json, params.yaml,
-            dvc.yaml and bundle.dvc; record.sig where UNLABELED_SIGNING_KEY names a key.
+            dvc.yaml and bundle.dvc; record.sig where UNLABELED_SIGNING_KEY names a key. Of a run that the
+            registry holds already, record.json and record.sig are the registry's.
 
     Returns:
         run, digest (of the record), files, bytes, selected, and what `Registry.push` returns.
@@ -114,7 +116,7 @@ def record(
     pushed = Registry(registry, remote).push(run, bundle) if registry else {}
     return {
         "run": run,
-        "digest": statement["digest"],
+        "digest": read_json(bundle / RECORD)["digest"],
         "files": len(files),
         "bytes": sum(file.size for file in files.values()),
         "selected": board["selected"],

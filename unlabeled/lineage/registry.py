@@ -4,6 +4,7 @@ A recorder pushes its tag after its objects are on the remote and were read back
 each other, and one that is killed leaves a valid registry: objects without a tag, which the next record uses.
 """
 
+import copy
 import difflib
 import io
 import json
@@ -63,8 +64,8 @@ class Registry:
     def push(self, run: str, bundle: Path) -> dict[str, Any]:
         """Record a bundle as `record` laid it out.
 
-        A run that is recorded already with the same content stays as it is, and so does its signature. Objects
-        that lie damaged on the remote are replaced.
+        A run that is recorded already stays as it is; its record and its signature take the place of the bundle's,
+        which tells the same, perhaps by another machine. Objects that lie damaged on the remote are replaced.
 
         Returns:
             {"commit", "objects": how many, "mended": names of those that were replaced}.
@@ -78,23 +79,46 @@ class Registry:
         create_repository(self.url)
         objects = _objects(record, bundle)
         mended = Store(self.remote).add(objects)
-        if run in self._names():
-            if self.show(run)["digest"] != record["digest"]:
-                raise InputError(
-                    f"run {run} is recorded already, with other content; take another name for this one"
-                )
-        else:
-            names = [*_tracked(record), *([SIGNATURE] if (bundle / SIGNATURE).exists() else [])]
-            files = {name: (bundle / name).read_bytes() for name in names}
-            ignored = "".join(
-                f"/{name}\n" for name in top_level(subject["name"] for subject in record["subject"])
-            )
-            date = record["predicate"]["runDetails"]["metadata"]["finishedOn"].split(".")[0] + "Z"
-            message = f"record {record['digest']}"
-            push_tag(self.url, self.remote, run, {**files, ".gitignore": ignored.encode()}, message, date)
-            self._mirror = None
+        if run in self._names() or not self._push_tag(run, record, bundle):
+            self._keep(run, record, bundle)
         commit = self._git("rev-parse", f"{TAGS}{run}^{{commit}}").decode().strip()
         return {"commit": commit, "objects": len(objects), "mended": mended}
+
+    def _push_tag(self, run: str, record: Mapping[str, Any], bundle: Path) -> bool:
+        """Push the commit and tag of a run; False where another recorder of it was first."""
+        names = [*_tracked(record), *([SIGNATURE] if (bundle / SIGNATURE).exists() else [])]
+        files = {name: (bundle / name).read_bytes() for name in names}
+        ignored = "".join(
+            f"/{name}\n" for name in top_level(subject["name"] for subject in record["subject"])
+        )
+        date = record["predicate"]["runDetails"]["metadata"]["finishedOn"].split(".")[0] + "Z"
+        message = f"record {record['digest']}"
+        try:
+            push_tag(self.url, self.remote, run, {**files, ".gitignore": ignored.encode()}, message, date)
+        except InputError:
+            self._mirror = None
+            if run in self._names():
+                return False
+            raise
+        self._mirror = None
+        return True
+
+    def _keep(self, run: str, record: Mapping[str, Any], bundle: Path) -> None:
+        """Put a run's recorded record and signature into a bundle that is recorded again.
+
+        Raises:
+            InputError: the bundle is another run's; nothing of it was changed.
+        """
+        if _apart_from_recorder(self.show(run)) != _apart_from_recorder(record):
+            raise InputError(
+                f"run {run} is recorded already, with other content; take another name for this one"
+            )
+        kept = {name: self.read(run, name) for name in self.files(run) if name in (RECORD, SIGNATURE)}
+        # A signature never lies beside a record that it does not sign.
+        (bundle / SIGNATURE).unlink(missing_ok=True)
+        for name in (RECORD, SIGNATURE):
+            if name in kept:
+                write_bytes(bundle / name, kept[name])
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the recorded runs, newest first: run, started, finished, data, selected, digest.
@@ -290,6 +314,13 @@ def _parsed(run: str, content: bytes) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise InputError(f"the record of run {run} is broken: {error}") from None
     return record
+
+
+def _apart_from_recorder(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record tells of its run. The machine that wrote it is another where an evicted recorder is tried again."""
+    told = copy.deepcopy(dict(record))
+    del told["digest"], told["predicate"]["runDetails"]["builder"]["environment"]
+    return told
 
 
 def _row(run: str, record: bytes, board: bytes) -> dict[str, Any]:
