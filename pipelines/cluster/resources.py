@@ -167,7 +167,9 @@ def _settle(task: dsl.PipelineTask, cluster: Cluster) -> None:
     task.container_spec.resources = resources
     task.container_spec.env = {**environment, "OMP_NUM_THREADS": str(step.cpu)}
     if name not in GATES:
-        task.set_retry(RETRIES, backoff_duration=BACKOFF)
+        # Argo counts this from the start of the first try: KFP's default of an hour would leave a long training, which
+        # fails later than that, without another try, and end a second try an hour after the first began.
+        task.set_retry(RETRIES, backoff_duration=BACKOFF, backoff_max_duration=f"{RUN_HOURS}h")
     kubernetes.set_timeout(task, step.hours * 3600)
     kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
 
