@@ -21,6 +21,7 @@ from pipelines_server import PipelinesServer, serve
 from components.pin.component import pin
 from components.pretrain.train_job import VARIABLE, TrainJob
 from components.record.component import record
+from components.validate.component import validate
 from pipelines import cli
 from pipelines.ablation import ablation
 from pipelines.cluster.cron import check_cron
@@ -514,6 +515,30 @@ def test_the_pin_holds_what_it_is_given_and_finds_what_it_is_not(tmp_path: Path)
     assert pinned()[0] == dvc_digest(folder) != before[0]
     assert pinned("mini", "0" * 32 + ".dir") == ("0" * 32 + ".dir", "mini-1")
     assert pinned(digest="a", reference="mini-0") == ("a", "mini-0")
+
+
+def test_a_run_that_cannot_be_signed_fails_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry.embedded(tmp_path / "registry")
+    monkeypatch.setenv("UNLABELED_SIGNING_KEY", str(tmp_path / "none.pem"))
+    common = {
+        "reference": "",
+        "registry": registry.url,
+        "remote": registry.remote,
+        "code_digest": code_digest(),
+    }
+    with pytest.raises(InputError, match="is no private key that signs"):
+        pin.python_func(source="mini", data_digest="0" * 32 + ".dir", **common)
+    (tmp_path / "table").mkdir()
+    with pytest.raises(InputError, match="is no private key that signs"):
+        validate.python_func(
+            parameters={},
+            data_digest="",
+            table=Artifact(str(tmp_path / "table")),
+            validation=Artifact(str(tmp_path / "validation")),
+            **common,
+        )
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 32 + ".dir"])
