@@ -1,7 +1,9 @@
 """The pipeline on Kubeflow: what is compiled, and what is said to the Pipelines server and by it."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -164,6 +166,20 @@ def test_every_task_but_a_gate_is_retried_and_the_run_has_an_end(compiled: Path)
     assert deadline == 72 * 3600
     # Counted from the start of the first try: whatever a step's hours, it is tried again as long as the run lasts.
     assert all(task["retryPolicy"]["backoffMaxDuration"] == f"{deadline}s" for task in tasks.values())
+
+
+def test_the_steps_know_the_digest_that_their_image_is_named_by(tmp_path: Path) -> None:
+    digest = "sha256:" + "a" * 64
+    for image, told in (
+        (f"registry:5000/unlabeled-python@{digest}", digest),
+        ("registry:5000/unlabeled-python:0.1.0", None),
+    ):
+        command = [sys.executable, "-m", "pipelines.cli", "compile", "-o", str(tmp_path / "pipeline.yaml")]
+        subprocess.run(command, env={**os.environ, "UNLABELED_IMAGE": image}, check=True)
+        containers, _ = executors(tmp_path / "pipeline.yaml")
+        for container in containers.values():
+            assert container["image"] == image
+            assert environment(container).get("UNLABELED_IMAGE_DIGEST") == told
 
 
 def test_gpus_go_to_the_steps_that_use_them(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from components.pretrain.train_job import VARIABLE as TRAIN_JOB
 from pipelines.tasks import with_tasks
 from unlabeled import progress
 from unlabeled.errors import InputError
+from unlabeled.lineage.environment import IMAGE_DIGEST
 from unlabeled.workspace import CACHE, THREADS
 
 
@@ -139,6 +140,9 @@ def on_cluster(pipeline: Any, cluster: Cluster) -> Any:
 def _settle(name: str, task: dsl.PipelineTask, cluster: Cluster) -> None:
     step = STEPS[name]
     environment = {progress.VARIABLE: progress.LOG}
+    # A name's digest follows its @; a tag can be moved, and tells nothing for a record.
+    if digest := IMAGE.partition("@")[2]:
+        environment[IMAGE_DIGEST] = digest
     if cluster.cache_claim and name in CACHED:
         environment[CACHE] = CACHE_FOLDER
         kubernetes.mount_pvc(task, cluster.cache_claim, CACHE_FOLDER)
