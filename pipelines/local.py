@@ -30,8 +30,12 @@ REQUEST, EVENTS, LOG, RECORD, REPORT, VALIDATION = (
 )
 
 
-def open_run(workspace: Path, arguments: dict[str, Any]) -> Path:
-    """Return the folder of the run to execute: an unfinished one that asked for the same, else a new one."""
+def open_run(workspace: Path, arguments: dict[str, Any], threads: dict[str, str] | None = None) -> Path:
+    """Return the folder of the run to execute: an unfinished one that asked for the same, else a new one.
+
+    Args:
+        threads: OMP_NUM_THREADS of steps, by component; None: all have this process's.
+    """
     key = request_key(arguments)
     for request in sorted(
         workspace.glob(f"runs/*/{REQUEST}"), key=lambda path: path.stat().st_mtime, reverse=True
@@ -40,7 +44,8 @@ def open_run(workspace: Path, arguments: dict[str, Any]) -> Path:
             return request.parent
     run = f"{short_name(arguments['source'])}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{key[:6]}"
     folder = workspace / "runs" / run
-    write_json(folder / REQUEST, {"key": key, "arguments": {"run": run, **arguments}})
+    asked = {"key": key, "arguments": {"run": run, **arguments}, "threads": threads or {}}
+    write_json(folder / REQUEST, asked)
     return folder
 
 
@@ -155,10 +160,13 @@ def start_runner(folder: Path, cache: bool) -> None:
 
 
 def _run_pipeline(folder: Path, cache: bool) -> None:
+    from pipelines.tasks import with_threads
     from pipelines.training import training
 
+    asked = read_json(folder / REQUEST)
+    pipeline = with_threads(training, asked["threads"]) if asked["threads"] else training
     start_runner(folder, cache)
-    run = training(**read_json(folder / REQUEST)["arguments"])
+    run = pipeline(**asked["arguments"])
     bundle, report = Path(run.outputs["bundle"].path), Path(run.outputs["report"].path)
     for artifact in sorted(bundle.iterdir(), key=lambda path: path.name == RECORD):
         with atomic_path(folder / artifact.name) as temporary:

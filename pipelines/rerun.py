@@ -13,6 +13,7 @@ from unlabeled.lineage.audit import Report, compare, same_environment
 from unlabeled.lineage.record import dependency
 from unlabeled.lineage.registry import Registry
 from unlabeled.parameters import Parameters, validated
+from unlabeled.workspace import THREADS
 
 
 def rerun(registry: Registry, run: str, report: Report, console: Console) -> Report:
@@ -24,7 +25,8 @@ def rerun(registry: Registry, run: str, report: Report, console: Console) -> Rep
         recorded = Path(room) / "recorded"
         registry.fetch(run, recorded)
         record = registry.show(run)
-        folder = local.open_run(Path(room) / "workspace", _arguments(record, recorded, registry))
+        arguments = _arguments(record, recorded, registry)
+        folder = local.open_run(Path(room) / "workspace", arguments, _threads(record))
         local.execute(folder, lambda events, ended: display.watch(events, ended, console), cache=False)
         comparable, reasons = same_environment(record, read_json(folder / local.RECORD))
         return report.with_rerun(compare(recorded, folder, comparable), comparable, reasons)
@@ -43,3 +45,11 @@ def _arguments(record: dict[str, Any], recorded: Path, registry: Registry) -> di
     # Without a registry nothing is pushed, and the reference is a folder.
     arguments = pipeline_arguments(parameters, recorded, "", "", reference, data["digest"]["dvc"])
     return {**arguments, "source": str(recorded / "raw")}
+
+
+def _threads(record: dict[str, Any]) -> dict[str, str]:
+    """Return OMP_NUM_THREADS of each recorded step that had it set, by component: on Kubeflow, as many as its CPUs."""
+    predicate = record["predicate"]
+    variables = {step["name"].split("/")[0]: step["machine"]["variables"] for step in predicate["steps"]}
+    variables["record"] = predicate["runDetails"]["builder"]["environment"]["variables"]
+    return {name: found[THREADS] for name, found in variables.items() if THREADS in found}

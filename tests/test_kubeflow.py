@@ -1,7 +1,9 @@
 """The pipeline on Kubeflow: what is compiled, and what is said to the Pipelines server and by it."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ from pipelines_server import PipelinesServer, serve
 from components.pin.component import pin
 from components.pretrain.train_job import VARIABLE, TrainJob
 from components.record.component import record
+from components.validate.component import validate
 from pipelines import cli
 from pipelines.ablation import ablation
 from pipelines.cluster.cron import check_cron
@@ -159,7 +162,24 @@ def test_every_task_but_a_gate_is_retried_and_the_run_has_an_end(compiled: Path)
     assert "retryPolicy" not in tasks.pop("check-validation")
     assert all(task["retryPolicy"]["maxRetryCount"] == RETRIES for task in tasks.values())
     assert all(task["retryPolicy"]["backoffDuration"] == "30s" for task in tasks.values())
-    assert platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"] == 72 * 3600
+    deadline = platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"]
+    assert deadline == 72 * 3600
+    # Counted from the start of the first try: whatever a step's hours, it is tried again as long as the run lasts.
+    assert all(task["retryPolicy"]["backoffMaxDuration"] == f"{deadline}s" for task in tasks.values())
+
+
+def test_the_steps_know_the_digest_that_their_image_is_named_by(tmp_path: Path) -> None:
+    digest = "sha256:" + "a" * 64
+    for image, told in (
+        (f"registry:5000/unlabeled-python@{digest}", digest),
+        ("registry:5000/unlabeled-python:0.1.0", None),
+    ):
+        command = [sys.executable, "-m", "pipelines.cli", "compile", "-o", str(tmp_path / "pipeline.yaml")]
+        subprocess.run(command, env={**os.environ, "UNLABELED_IMAGE": image}, check=True)
+        containers, _ = executors(tmp_path / "pipeline.yaml")
+        for container in containers.values():
+            assert container["image"] == image
+            assert environment(container).get("UNLABELED_IMAGE_DIGEST") == told
 
 
 def test_gpus_go_to_the_steps_that_use_them(tmp_path: Path) -> None:
@@ -511,6 +531,30 @@ def test_the_pin_holds_what_it_is_given_and_finds_what_it_is_not(tmp_path: Path)
     assert pinned()[0] == dvc_digest(folder) != before[0]
     assert pinned("mini", "0" * 32 + ".dir") == ("0" * 32 + ".dir", "mini-1")
     assert pinned(digest="a", reference="mini-0") == ("a", "mini-0")
+
+
+def test_a_run_that_cannot_be_signed_fails_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry.embedded(tmp_path / "registry")
+    monkeypatch.setenv("UNLABELED_SIGNING_KEY", str(tmp_path / "none.pem"))
+    common = {
+        "reference": "",
+        "registry": registry.url,
+        "remote": registry.remote,
+        "code_digest": code_digest(),
+    }
+    with pytest.raises(InputError, match="is no private key that signs"):
+        pin.python_func(source="mini", data_digest="0" * 32 + ".dir", **common)
+    (tmp_path / "table").mkdir()
+    with pytest.raises(InputError, match="is no private key that signs"):
+        validate.python_func(
+            parameters={},
+            data_digest="",
+            table=Artifact(str(tmp_path / "table")),
+            validation=Artifact(str(tmp_path / "validation")),
+            **common,
+        )
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 32 + ".dir"])

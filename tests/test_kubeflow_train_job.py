@@ -1,6 +1,7 @@
 """Pretraining on several nodes: the TrainJob is well formed, watched, told of, and never left behind."""
 
 import json
+import os
 import signal
 import threading
 import time
@@ -17,7 +18,8 @@ from components.pretrain.component import pretrain
 from components.pretrain.train_job import VARIABLE, TrainJob, run_job
 from unlabeled.digest import code_digest
 from unlabeled.errors import CheckFailed, InputError
-from unlabeled.lineage.step import Artifact
+from unlabeled.lineage.environment import machine
+from unlabeled.lineage.step import Artifact, step_record
 from unlabeled.parameters import Encoder, Training
 from unlabeled.workspace import CACHE
 
@@ -213,6 +215,11 @@ def test_two_nodes_train_as_the_step_does(
     assert config["processes"] == config["training"]["nodes"] == 2
     metrics = json.loads((tmp_path / "metrics").read_text())
     assert metrics["steps"] == 6 and metrics["images"] == 6 * 32 and metrics["loss"] > 0
+    # The step's machine is the one that trained: this process is none of two.
+    record = step_record(artifacts["model"])
+    assert record["machine"]["variables"]["WORLD_SIZE"] == "2" and "WORLD_SIZE" not in os.environ
+    assert record["machine"].keys() == machine().keys() and record["metrics"] == metrics
+    assert "machine" not in metrics
     assert artifacts["model"].metadata["digest"]
     assert list((tmp_path / "claim/checkpoints").iterdir()) == [], (
         "a finished training leaves nothing on the claim"

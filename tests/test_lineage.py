@@ -171,6 +171,17 @@ def test_step_signs_what_it_wrote(tmp_path, events):
     assert mine[-1]["metrics"]["count"] == 3
 
 
+def test_the_machine_that_a_body_names_is_the_steps(tmp_path, events):
+    elsewhere, output = machine() | {"cpu": "Z80"}, Artifact(str(tmp_path / "out"))
+    metrics = Artifact(str(tmp_path / "metrics"))
+    with step("train", {}, {"out": output}, metrics=metrics) as result:
+        Path(output.path).write_text("y")
+        result.update(loss=0.5, machine=elsewhere)
+    assert step_record(output)["machine"] == elsewhere
+    assert step_record(output)["metrics"] == json.loads(Path(metrics.path).read_text()) == {"loss": 0.5}
+    assert events()[-1]["metrics"] == {"loss": 0.5}
+
+
 def test_step_refuses_tampered_input(tmp_path, events):
     source = made(tmp_path / "in")
     flip(Path(source.path))

@@ -1,10 +1,13 @@
-"""How a failed run on this machine is told."""
+"""A run on this machine: what its steps are given, and how one that failed is told."""
 
 import json
 
 import pytest
+from google.protobuf import json_format
 
 from pipelines import local
+from pipelines.tasks import with_threads
+from pipelines.training import training
 from unlabeled.errors import CheckFailed, InputError
 
 
@@ -35,3 +38,19 @@ def test_a_fault_names_step_and_log_and_bad_input_stands_alone(fail, tmp_path):
     assert str(fail("export", "error", "boom")) == f"step export failed: boom (log: {tmp_path / local.LOG})"
     error = fail("ingest", "input", "no images")
     assert isinstance(error, InputError) and str(error) == "no images"
+
+
+def test_a_step_has_the_number_of_threads_that_it_is_given_and_no_other_has():
+    given = {"pretrain": "4", "self_label": "2", "record": "1"}
+
+    def threads(pipeline):
+        executors = json_format.MessageToDict(pipeline.pipeline_spec)["deploymentSpec"]["executors"]
+        return {
+            name.removeprefix("exec-").replace("-", "_"): variable["value"]
+            for name, executor in executors.items()
+            for variable in executor["container"].get("env", [])
+            if variable["name"] == "OMP_NUM_THREADS"
+        }
+
+    assert threads(with_threads(training, given)) == given
+    assert threads(training) == {}

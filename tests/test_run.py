@@ -108,6 +108,29 @@ def test_audit_proves_the_run_and_reproduces_it_bit_for_bit(undisturbed):
     assert "a fresh execution gives the same bits" in {check["claim"] for check in result["checks"]}
 
 
+def test_a_run_whose_steps_had_other_numbers_of_threads_is_reproduced_bit_for_bit(tmp_path):
+    """As on Kubeflow, where each step has as many as its CPUs."""
+    from pipelines import local
+    from pipelines.request import pipeline_arguments, resolve
+    from unlabeled.lineage.registry import Registry
+    from unlabeled.parameters import load_parameters
+
+    file = Path(__file__).parents[1] / "params.yaml"
+    asked = resolve(load_parameters(file, "smoke", {"methods": ["autoencoder"]}))
+    registry = Registry.embedded(tmp_path / "registry")
+    arguments = pipeline_arguments(asked, tmp_path / "cache", registry.url, registry.remote)
+    given = {"ingest": "2", "pretrain": "3", "finetune": "2", "record": "2"}
+    folder = local.open_run(tmp_path, arguments, given)
+    local.execute(folder, lambda events, ended: None)
+    predicate = json.loads((folder / "record.json").read_text())["predicate"]
+    variables = {step["name"].split("/")[0]: step["machine"]["variables"] for step in predicate["steps"]}
+    variables["record"] = predicate["runDetails"]["builder"]["environment"]["variables"]
+    assert {name: variables[name]["OMP_NUM_THREADS"] for name in given} == given
+    result = json.loads(unlabeled(tmp_path, "audit", folder.name, "--rerun", "--json").stdout)
+    assert result["proven"], result
+    assert "a fresh execution gives the same bits" in {check["claim"] for check in result["checks"]}
+
+
 def test_predict_answers_with_class_cluster_and_neighbours(undisturbed, tmp_path):
     import numpy as np
     from PIL import Image

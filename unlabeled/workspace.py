@@ -9,6 +9,8 @@ from typing import Any
 from unlabeled.digest import json_digest
 
 CACHE = "UNLABELED_CACHE"
+# The threads of OpenMP, and so of torch, from the start of a process.
+THREADS = "OMP_NUM_THREADS"
 
 
 def cache_folder() -> Path:

@@ -13,9 +13,11 @@ def pin(
     from unlabeled.data import sources
     from unlabeled.lineage.reference import newest_of
     from unlabeled.lineage.registry import Registry
+    from unlabeled.lineage.signature import check_signing_key
     from unlabeled.lineage.step import step
     from unlabeled.workspace import cache_folder
 
     with step("pin", {}, {}, code_digest):
+        check_signing_key()
         digest = data_digest or sources.data_digest(source, cache_folder())
         return digest, reference or newest_of(Registry(registry, remote), source)

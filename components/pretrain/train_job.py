@@ -83,6 +83,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Do what `unlabeled.training.pretrain.pretrain` does, on `training.nodes` nodes of the cluster.
 
+    The result holds, beside, the `machine` that the first process ran on: this one's only waits.
+
     Table, model and checkpoints pass through the claim: `checkpoints` lies on it.
 
     Raises:

@@ -19,10 +19,12 @@ def validate(
 
     from unlabeled.data import expectations
     from unlabeled.lineage.registry import reference_table
+    from unlabeled.lineage.signature import check_signing_key
     from unlabeled.lineage.step import step
     from unlabeled.parameters import Validation, validated
 
     with step("validate", {"table": table}, {"validation": validation}, code_digest) as result:
+        check_signing_key()
         checked = validated(Validation, parameters, "validation")
         with reference_table(registry, remote, reference) as earlier:
             result.update(expectations.validate(Path(table.path), Path(validation.path), checked, earlier))

@@ -1,20 +1,20 @@
 """What each step asks of the cluster: the one place of these values. A run on this machine uses none of them."""
 
-import functools
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from kfp import dsl, kubernetes
-from kfp.dsl import pipeline_context
 from kfp.dsl.structures import ResourceSpec
 
 from components import IMAGE
 from components.pretrain.train_job import GPU, TrainJob
 from components.pretrain.train_job import VARIABLE as TRAIN_JOB
+from pipelines.tasks import with_tasks
 from unlabeled import progress
 from unlabeled.errors import InputError
-from unlabeled.workspace import CACHE
+from unlabeled.lineage.environment import IMAGE_DIGEST
+from unlabeled.workspace import CACHE, THREADS
 
 
 @dataclass(frozen=True)
@@ -130,26 +130,19 @@ def on_cluster(pipeline: Any, cluster: Cluster) -> Any:
     Args:
         pipeline: made by `dsl.pipeline`.
     """
-    build = pipeline.pipeline_func
-
-    @functools.wraps(build)
-    def settled(*arguments: Any, **named: Any) -> Any:
-        outputs = build(*arguments, **named)
-        for task in pipeline_context.Pipeline.get_default_pipeline().tasks.values():
-            _settle(task, cluster)
-        return outputs
-
-    return dsl.pipeline(
-        name=pipeline.name,
-        description=pipeline.description,
+    return with_tasks(
+        pipeline,
+        lambda name, task: _settle(name, task, cluster),
         pipeline_config=dsl.PipelineConfig(active_deadline_seconds=RUN_HOURS * 3600),
-    )(settled)
+    )
 
 
-def _settle(task: dsl.PipelineTask, cluster: Cluster) -> None:
-    name = task.component_spec.name.replace("-", "_")
+def _settle(name: str, task: dsl.PipelineTask, cluster: Cluster) -> None:
     step = STEPS[name]
     environment = {progress.VARIABLE: progress.LOG}
+    # A name's digest follows its @; a tag can be moved, and tells nothing for a record.
+    if digest := IMAGE.partition("@")[2]:
+        environment[IMAGE_DIGEST] = digest
     if cluster.cache_claim and name in CACHED:
         environment[CACHE] = CACHE_FOLDER
         kubernetes.mount_pvc(task, cluster.cache_claim, CACHE_FOLDER)
@@ -165,9 +158,11 @@ def _settle(task: dsl.PipelineTask, cluster: Cluster) -> None:
         kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
     # The task's own setters do the same, and look through the whole stack each time: seconds, in a test.
     task.container_spec.resources = resources
-    task.container_spec.env = {**environment, "OMP_NUM_THREADS": str(step.cpu)}
+    task.container_spec.env = {**environment, THREADS: str(step.cpu)}
     if name not in GATES:
-        task.set_retry(RETRIES, backoff_duration=BACKOFF)
+        # Argo counts this from the start of the first try: KFP's default of an hour would leave a long training, which
+        # fails later than that, without another try, and end a second try an hour after the first began.
+        task.set_retry(RETRIES, backoff_duration=BACKOFF, backoff_max_duration=f"{RUN_HOURS}h")
     kubernetes.set_timeout(task, step.hours * 3600)
     kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
 

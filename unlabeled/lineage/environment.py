@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 IMAGE_DIGEST = "UNLABELED_IMAGE_DIGEST"
-# Each of these changes the order of floating-point sums, and so the weights.
+# Each of these changes the order of floating-point sums, and so the weights. WORLD_SIZE: torchrun's processes.
 VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ATEN_CPU_CAPABILITY",
+    "WORLD_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ATEN_CPU_CAPABILITY",
     "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE",
     "NPY_DISABLE_CPU_FEATURES", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "CUDA_VISIBLE_DEVICES",
     "TORCHDYNAMO_DISABLE", "PYTHONHASHSEED",
@@ -86,7 +86,7 @@ def environment() -> dict[str, Any]:
 
     `distributions` is {name: {"version", "digest"}}, the digest being that of the distribution's list of file
     hashes, so that two installations of one wheel agree wherever they lie. `image` is the container image's
-    digest, taken from UNLABELED_IMAGE_DIGEST, or None.
+    digest, taken from UNLABELED_IMAGE_DIGEST (set where a pipeline is compiled for an image named by it), or None.
     """
     return {
         **machine(),

@@ -62,7 +62,8 @@ def step(
         metrics: a KFP metrics artifact, filled with the numbers of the result.
 
     Yields:
-        A dict, empty, for the body to fill with results: JSON values, and scalars of NumPy and torch.
+        A dict, empty, for the body to fill with results: JSON values, and scalars of NumPy and torch. A body that
+        let another machine compute leaves that one's `machine()` under `machine`: it is the step's, and no metric.
 
     Raises:
         CheckFailed: an input's bytes are not those that its maker signed.
@@ -90,7 +91,7 @@ def step(
             record = {
                 "name": name,
                 "code": code,
-                "machine": machine(),
+                "machine": metrics_found.pop("machine", None) or machine(),
                 "started": started,
                 "ended": time.time(),
                 "seconds": seconds,

@@ -23,6 +23,7 @@ from unlabeled.data.table import ImageTable
 from unlabeled.digest import json_digest
 from unlabeled.distributed import alone, process_group, processes, rank
 from unlabeled.files import atomic_path, write_json
+from unlabeled.lineage.environment import machine
 from unlabeled.nets.encoder import CONFIG, MODEL, Encoder
 from unlabeled.parameters import Training
 from unlabeled.signals import encoder_section, find_signal, method_settings
@@ -165,7 +166,7 @@ def assess(
 
 
 def main() -> None:
-    """The entry for torchrun."""
+    """The entry for torchrun: prints the result of `pretrain`, and the machine that rank 0 trained on."""
     parser = argparse.ArgumentParser(description="Pretrain an encoder without labels.")
     parser.add_argument("table", type=Path)
     parser.add_argument("model", type=Path)
@@ -184,6 +185,7 @@ def main() -> None:
         checkpoints = given.checkpoints or Path(scratch)
         result = pretrain(given.table, given.model, given.method, encoder, training, given.seed, checkpoints)
     if int(os.environ.get("RANK", 0)) == 0:
+        result["machine"] = machine()
         print(json.dumps(result))
         if given.result:
             write_json(given.result, result)
