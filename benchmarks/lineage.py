@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from unlabeled.digest import code_digest, dvc_digest
+from unlabeled.environment import distributions, environment
 from unlabeled.files import write_json
-from unlabeled.lineage.environment import distributions, environment
 from unlabeled.lineage.git import git
 from unlabeled.lineage.record import record
 from unlabeled.lineage.registry import Registry

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import dvc_digest, tree_digest
+from unlabeled.environment import machine
 from unlabeled.files import link_or_copy, write_json
-from unlabeled.lineage.environment import machine
 from unlabeled.lineage.record import record
 from unlabeled.lineage.step import Artifact, sign
 

@@ -17,8 +17,8 @@ from components.pretrain import train_job
 from components.pretrain.component import pretrain
 from components.pretrain.train_job import VARIABLE, TrainJob, run_job
 from unlabeled.digest import code_digest
+from unlabeled.environment import machine
 from unlabeled.errors import CheckFailed, InputError
-from unlabeled.lineage.environment import machine
 from unlabeled.lineage.step import Artifact, step_record
 from unlabeled.parameters import Encoder, Training
 from unlabeled.workspace import CACHE

@@ -11,10 +11,10 @@ import pytest
 from lineage_bundle import KINDS, flip, record_run, run_steps, write
 
 from unlabeled import digest, progress
+from unlabeled.environment import environment, machine
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.files import read_json
 from unlabeled.lineage.chain import open_inputs, ordered
-from unlabeled.lineage.environment import environment, machine
 from unlabeled.lineage.record import describe, method_artifacts, record
 from unlabeled.lineage.step import Artifact, sign, step, step_record
 
@@ -234,7 +234,7 @@ def test_environment_tells_what_decides_bits(monkeypatch):
 
 def test_environment_without_torch_does_not_import_it_and_is_fast():
     code = (
-        "import sys, time; from unlabeled.lineage.environment import environment;"
+        "import sys, time; from unlabeled.environment import environment;"
         "before = time.process_time();"
         "assert environment()['torch'] is None and 'torch' not in sys.modules;"
         "print(time.process_time() - before)"

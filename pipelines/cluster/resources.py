@@ -12,8 +12,8 @@ from components.pretrain.train_job import GPU, TrainJob
 from components.pretrain.train_job import VARIABLE as TRAIN_JOB
 from pipelines.tasks import with_tasks
 from unlabeled import progress
+from unlabeled.environment import IMAGE_DIGEST
 from unlabeled.errors import InputError
-from unlabeled.lineage.environment import IMAGE_DIGEST
 from unlabeled.workspace import CACHE, THREADS
 
 

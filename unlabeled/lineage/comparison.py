@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.digest import code_digest, file_digest, files_below
+from unlabeled.environment import environment
 from unlabeled.files import read_json
-from unlabeled.lineage.environment import environment
 from unlabeled.lineage.findings import Difference
 from unlabeled.lineage.record import dependency
 from unlabeled.lineage.tracked import LEADERBOARD, RECORD

@@ -12,10 +12,10 @@ from typing import Any
 
 from unlabeled import __version__
 from unlabeled.digest import Digests, blocks, files_below, json_digest, stream_digests
+from unlabeled.environment import environment
 from unlabeled.errors import CheckFailed
 from unlabeled.files import atomic_path, link_or_copy, read_json, write_json
 from unlabeled.lineage.chain import Content, Step, open_inputs, ordered
-from unlabeled.lineage.environment import environment
 from unlabeled.lineage.git import source_commit
 from unlabeled.lineage.leaderboard import leaderboard
 from unlabeled.lineage.registry import Registry

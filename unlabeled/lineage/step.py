@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from unlabeled import progress
 from unlabeled.digest import code_digest, tree_digest
+from unlabeled.environment import machine
 from unlabeled.errors import CheckFailed, InputError
-from unlabeled.lineage.environment import machine
 
 DIGEST, STEP = "digest", "step"
 

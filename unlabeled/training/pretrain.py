@@ -22,8 +22,8 @@ from unlabeled.data.batches import Batches, evenly_spread, pixel_statistics
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import json_digest
 from unlabeled.distributed import alone, process_group, processes, rank
+from unlabeled.environment import machine
 from unlabeled.files import atomic_path, write_json
-from unlabeled.lineage.environment import machine
 from unlabeled.nets.encoder import CONFIG, MODEL, Encoder
 from unlabeled.parameters import Training
 from unlabeled.signals import encoder_section, find_signal, method_settings
