@@ -218,7 +218,9 @@ def test_a_missing_environment_is_told_in_a_line(run, tmp_path, monkeypatch):
 
 def test_a_backend_that_cannot_start_is_told_at_once(run, tmp_path, monkeypatch):
     environment = tmp_path / "environment"
-    subprocess.run(["cp", "-rs", triton_environment(), environment], check=True)
+    # Of a link, cp would copy the link, and the stubs below were those of the environment itself.
+    subprocess.run(["cp", "-rs", triton_environment().resolve(), environment], check=True)
+    assert not environment.is_symlink()
     for stub in environment.rglob("triton_python_backend_stub"):
         stub.unlink()
         stub.write_text(
