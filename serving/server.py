@@ -221,6 +221,8 @@ class EmbeddedTriton:
             *with_parent, str(server),
             f"--model-repository={models}", f"--backend-directory={backends}",
             "--model-control-mode=explicit", "--load-model=*",
+            # Else a version that was once refused keeps it from being ready, though the one before answers.
+            "--strict-readiness=false",
             f"--backend-config=python,shm-region-prefix-name={self.region}",
             f"--http-address={HOST}", f"--http-port={self.ports['http']}",
             f"--grpc-address={HOST}", f"--grpc-port={self.ports['grpc']}",
@@ -234,6 +236,7 @@ class EmbeddedTriton:
         return any(read_config(path).response_cache.enable for path in self.repository.glob(f"*/{CONFIG}"))
 
     def _wait_ready(self, process: subprocess.Popen) -> bool:
+        # Triton opens its ports when every model is loaded, and ends when one cannot be.
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             # Triton waits for a stub that cannot start as for one that takes long.

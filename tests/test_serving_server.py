@@ -18,7 +18,7 @@ from serving.check import check_serving
 from serving.client import Client
 from serving.index import Index
 from serving.repository import model_config, write_model
-from serving.server import EmbeddedTriton, triton_environment
+from serving.server import BACKEND, EmbeddedTriton, triton_environment
 from unlabeled.digest import file_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import KINDS
@@ -208,6 +208,25 @@ def test_a_model_that_does_not_load_is_told_in_a_line(run, tmp_path):
     with pytest.raises(InputError, match=r"Triton cannot serve .*broken") as caught, EmbeddedTriton(tmp_path):
         pass
     assert "\n" not in str(caught.value) and "Protobuf parsing failed" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_server_is_not_ready_before_its_models_are(run, tmp_path):
+    slow = tmp_path / "slow"
+    shutil.copytree(BACKEND, slow)
+    with (slow / "model.py").open("a") as backend:
+        backend.write(
+            "\nimport time\ninitialize = TritonPythonModel.initialize\n"
+            "TritonPythonModel.initialize = lambda *arguments: (time.sleep(1), initialize(*arguments))[1]\n"
+        )
+    started = time.monotonic()
+    with (
+        EmbeddedTriton(run.repository, backend=slow) as server,
+        Client(server.grpc_url, retry_seconds=0) as client,
+    ):
+        assert time.monotonic() - started > 1
+        for kind in KINDS:
+            client.infer(kind, Index(run.index).golden["images"][:1])
 
 
 def test_a_missing_environment_is_told_in_a_line(run, tmp_path, monkeypatch):
