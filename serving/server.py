@@ -232,7 +232,7 @@ class EmbeddedTriton:
         ]  # fmt: skip
 
     def _caches(self) -> bool:
-        """Whether a model asks for a response cache: without one in the server it would not load."""
+        """Whether a model asks for a response cache: without one in the server it would load and cache nothing."""
         return any(read_config(path).response_cache.enable for path in self.repository.glob(f"*/{CONFIG}"))
 
     def _wait_ready(self, process: subprocess.Popen) -> bool:
