@@ -201,6 +201,9 @@ def test_models_come_from_a_claim_or_a_bucket_too(chart: helm.Chart) -> None:
     assert "--model-repository=/models" in container(pod, "triton")["args"]
     [models] = [volume for volume in pod["volumes"] if volume["name"] == "models"]
     assert models["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    within = {"serving": {"claim": "models", "claimPath": "runs/digits-1/repository"}}
+    triton = container(serving_pod(render(chart, within)), "triton")
+    assert "--model-repository=/models/runs/digits-1/repository" in triton["args"]
     pod = serving_pod(render(chart, VALUES["bucket"]))
     triton = container(pod, "triton")
     assert "initContainers" not in pod and "models" not in {volume["name"] for volume in pod["volumes"]}

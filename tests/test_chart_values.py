@@ -30,6 +30,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"serving": {"image": {"tag": ""}}}, "tag"),
     ({"serving": {"image": {"digest": "sha256:12"}}}, "digest"),
     ({"serving": {"bucket": "https://models.example.com"}}, "bucket"),
+    ({"serving": {"claimPath": "/repository"}}, "claimPath"),
+    ({"serving": {"claimPath": "../repository"}}, "claimPath"),
+    ({"serving": {"claimPath": "a/../../b"}}, "claimPath"),
     ({"serving": {"arguments": ["log-verbose"]}}, "arguments"),
     ({"serving": {"arguments": ["--model-control-mode=poll"]}}, "arguments"),
     ({"serving": {"responseCacheBytes": -1}}, "responseCacheBytes"),
@@ -91,6 +94,10 @@ def test_schema_refuses(chart: helm.Chart, values: dict[str, Any], key: str) -> 
         (
             {"serving": {"claim": "b", "follow": {"enabled": True}}},
             "serving.follow serves what is promoted",
+        ),
+        (
+            {"serving": {"bucket": "s3://c", "claimPath": "repository"}},
+            "claimPath is a folder on serving.claim",
         ),
         ({**SERVED, "autoscaling": {"enabled": True, "minReplicas": 9}}, "minReplicas 9 is above"),
         ({"serving": {"enabled": False}, "schedule": {"enabled": True}}, "is a folder"),

@@ -229,6 +229,15 @@ def test_a_server_is_not_ready_before_its_models_are(run, tmp_path):
             client.infer(kind, Index(run.index).golden["images"][:1])
 
 
+@pytest.mark.slow
+def test_a_folder_that_is_no_model_keeps_triton_from_starting(run, tmp_path):
+    """As at the root of a volume: the chart's `serving.claimPath` names a folder below it."""
+    shutil.copytree(run.repository / "encoder", tmp_path / "encoder")
+    (tmp_path / "lost+found").mkdir()
+    with pytest.raises(InputError, match=r"lost\+found"), EmbeddedTriton(tmp_path):
+        pass
+
+
 def test_a_missing_environment_is_told_in_a_line(run, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLABELED_TRITON", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"no Triton environment at .*none: run `make setup`"):
