@@ -99,6 +99,10 @@ def test_schema_refuses(chart: helm.Chart, values: dict[str, Any], key: str) -> 
             {"serving": {"bucket": "s3://c", "claimPath": "repository"}},
             "claimPath is a folder on serving.claim",
         ),
+        (
+            {**SERVED, "serving": {"canary": {"enabled": True}, "run": "a"}},
+            "kubectl -n ml create secret generic control .* name it as serving.controlSecret",
+        ),
         ({**SERVED, "autoscaling": {"enabled": True, "minReplicas": 9}}, "minReplicas 9 is above"),
         ({"serving": {"enabled": False}, "schedule": {"enabled": True}}, "is a folder"),
         ({**SERVED, "monitoring": {"rules": {"enabled": True}}}, "needs monitoring.serviceMonitor"),
@@ -117,7 +121,6 @@ def test_contradictions_are_told(chart: helm.Chart, values: dict[str, Any], word
     ("values", "words"),
     [
         (SERVED, "Triton serves run a as fashion-unlabeled.ml"),
-        ({**SERVED, "serving": {"run": "a", "canary": {"enabled": True}}}, "name a serving.controlSecret"),
         ({**SERVED, "service": {"type": "LoadBalancer"}}, "LoadBalancer: name networkPolicy.clients"),
         ({**SERVED, "monitoring": WATCHED}, "Not made, for this cluster does not know"),
         (

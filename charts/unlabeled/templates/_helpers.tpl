@@ -123,11 +123,9 @@ limits:
 
 {{/* The word that Triton asks of those who load and unload models. */}}
 {{- define "unlabeled.controlKey" -}}
-{{- with .Values.serving.controlSecret }}
 - name: TRITON_CONTROL_KEY
   valueFrom:
-    secretKeyRef: {name: {{ . }}, key: key}
-{{- end }}
+    secretKeyRef: {name: {{ .Values.serving.controlSecret }}, key: key}
 {{- end }}
 
 {{/* "true" where there is Prometheus' operator, or the reader says so. */}}
