@@ -129,7 +129,9 @@ class EmbeddedTriton:
         """
         assert self.process is not None
         with contextlib.suppress(KeyboardInterrupt):
-            code = self.process.wait()
+            # A signal that comes just before an endless wait would be heard at its end only.
+            while (code := self.process.poll()) is None:
+                time.sleep(0.2)
             # Ended by a signal, it says nothing worth reading.
             reason = f": {self._errors()}" if code else ""
             raise CheckFailed(f"Triton ended unasked, with code {code}{reason}")
@@ -221,6 +223,8 @@ class EmbeddedTriton:
             *with_parent, str(server),
             f"--model-repository={models}", f"--backend-directory={backends}",
             "--model-control-mode=explicit", "--load-model=*",
+            # Else a version that was once refused keeps it from being ready, though the one before answers.
+            "--strict-readiness=false",
             f"--backend-config=python,shm-region-prefix-name={self.region}",
             f"--http-address={HOST}", f"--http-port={self.ports['http']}",
             f"--grpc-address={HOST}", f"--grpc-port={self.ports['grpc']}",
@@ -230,10 +234,11 @@ class EmbeddedTriton:
         ]  # fmt: skip
 
     def _caches(self) -> bool:
-        """Whether a model asks for a response cache: without one in the server it would not load."""
+        """Whether a model asks for a response cache: without one in the server it would load and cache nothing."""
         return any(read_config(path).response_cache.enable for path in self.repository.glob(f"*/{CONFIG}"))
 
     def _wait_ready(self, process: subprocess.Popen) -> bool:
+        # Triton opens its ports when every model is loaded, and ends when one cannot be.
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             # Triton waits for a stub that cannot start as for one that takes long.

@@ -12,7 +12,9 @@ URLS = {"git": "https://git.example.com/runs.git", "remote": "s3://runs/store", 
 CLAIM = {"claim": "registry"}
 # Kinds that Kubernetes itself does not know.
 CUSTOM = ("ServiceMonitor", "PrometheusRule", "TrainingRuntime", "ClusterTrainingRuntime")
-SIDECARS = {"controlSecret": "control", "canary": {"enabled": True}, "follow": {"enabled": True}}
+CANARY = {"controlSecret": "control", "canary": {"enabled": True}}
+FOLLOW = {"controlSecret": "control", "follow": {"enabled": True}}
+SIDECARS = {**CANARY, **FOLLOW}
 MONITORING = {
     "crds": "assume",
     "labels": {"release": "prometheus"},
@@ -23,7 +25,7 @@ MONITORING = {
 VALUES: dict[str, dict[str, Any]] = {
     "run on a claim": {"serving": {"run": "digits-1"}, "registry": CLAIM},
     "run from URLs": {"serving": {"run": "digits-1"}, "registry": URLS},
-    "follow on a claim": {"serving": {"follow": {"enabled": True}}, "registry": CLAIM},
+    "follow on a claim": {"serving": FOLLOW, "registry": CLAIM},
     "model claim": {"serving": {"claim": "models", "arguments": ["--log-verbose=1"]}},
     "bucket": {"serving": {"bucket": "s3://models/repository", "bucketSecret": "bucket"}},
     "GPU": {

@@ -8,7 +8,19 @@ from typing import Any
 
 import helm_python as helm
 import pytest
-from chart_rendering import CHART, CLAIM, SIDECARS, URLS, VALUES, container, containers, pod_specs, render
+from chart_rendering import (
+    CANARY,
+    CHART,
+    CLAIM,
+    FOLLOW,
+    SIDECARS,
+    URLS,
+    VALUES,
+    container,
+    containers,
+    pod_specs,
+    render,
+)
 
 SOURCES: dict[str, dict[str, Any]] = {
     "claim": {"serving": {"run": "a"}, "registry": CLAIM},
@@ -36,7 +48,7 @@ def chart() -> Iterator[helm.Chart]:
 
 def every_combination() -> Iterator[dict[str, Any]]:
     """Values over all that changes a pod."""
-    sidecars = [{}, {"canary": {"enabled": True}}, SIDECARS]
+    sidecars = [{}, CANARY, SIDECARS]
     switches = itertools.product(SOURCES, sidecars, (0, 1), (False, True), ("", "namespace", "cluster"))
     for source, added, gpus, scheduled, trained in switches:
         values = SOURCES[source]
@@ -191,11 +203,17 @@ def test_every_part_has_its_own_account_with_the_least_rights(chart: helm.Chart)
 def test_models_are_loaded_and_unloaded_by_the_sidecars_only(chart: helm.Chart) -> None:
     [alone] = pod_specs(render(chart, VALUES["run from URLs"])["Deployment", ""])
     assert not any("control" in argument for argument in container(alone, "triton")["args"])
-    [pod] = pod_specs(render(chart, VALUES["everything"])["Deployment", ""])
-    arguments = container(pod, "triton")["args"]
-    assert {"--model-control-mode=explicit", "--load-model=*"} <= set(arguments)
-    for interface in ("http-restricted-api", "grpc-restricted-protocol"):
-        assert f"--{interface}=model-repository:control-key=$(TRITON_CONTROL_KEY)" in arguments
+    for sidecars in (CANARY, FOLLOW, SIDECARS):
+        values = {"serving": {"run": "digits-1", **sidecars}, "registry": URLS}
+        [pod] = pod_specs(render(chart, values)["Deployment", ""])
+        arguments = container(pod, "triton")["args"]
+        assert {"--model-control-mode=explicit", "--load-model=*"} <= set(arguments)
+        for interface in ("http-restricted-api", "grpc-restricted-protocol"):
+            assert f"--{interface}=model-repository:control-key=$(TRITON_CONTROL_KEY)" in arguments
+        # Who may load can send code along.
+        keyless = {**values, "serving": {**values["serving"], "controlSecret": ""}}
+        with pytest.raises(helm.HelmRenderError, match=r"name it as serving\.controlSecret"):
+            render(chart, keyless)
     writable = {
         found["name"]
         for found in containers(pod)

@@ -30,6 +30,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"serving": {"image": {"tag": ""}}}, "tag"),
     ({"serving": {"image": {"digest": "sha256:12"}}}, "digest"),
     ({"serving": {"bucket": "https://models.example.com"}}, "bucket"),
+    ({"serving": {"claimPath": "/repository"}}, "claimPath"),
+    ({"serving": {"claimPath": "../repository"}}, "claimPath"),
+    ({"serving": {"claimPath": "a/../../b"}}, "claimPath"),
     ({"serving": {"arguments": ["log-verbose"]}}, "arguments"),
     ({"serving": {"arguments": ["--model-control-mode=poll"]}}, "arguments"),
     ({"serving": {"responseCacheBytes": -1}}, "responseCacheBytes"),
@@ -92,6 +95,14 @@ def test_schema_refuses(chart: helm.Chart, values: dict[str, Any], key: str) -> 
             {"serving": {"claim": "b", "follow": {"enabled": True}}},
             "serving.follow serves what is promoted",
         ),
+        (
+            {"serving": {"bucket": "s3://c", "claimPath": "repository"}},
+            "claimPath is a folder on serving.claim",
+        ),
+        (
+            {**SERVED, "serving": {"canary": {"enabled": True}, "run": "a"}},
+            "kubectl -n ml create secret generic control .* name it as serving.controlSecret",
+        ),
         ({**SERVED, "autoscaling": {"enabled": True, "minReplicas": 9}}, "minReplicas 9 is above"),
         ({"serving": {"enabled": False}, "schedule": {"enabled": True}}, "is a folder"),
         ({**SERVED, "monitoring": {"rules": {"enabled": True}}}, "needs monitoring.serviceMonitor"),
@@ -112,10 +123,9 @@ def test_contradictions_are_told(chart: helm.Chart, values: dict[str, Any], word
         (SERVED, "Triton serves run a as fashion-unlabeled.ml"),
         (SERVED, "--url 127.0.0.1:8001 --registry GITURL --remote DVCURL --run a\n"),
         (
-            {"serving": {"follow": {"enabled": True}}, "registry": URLS},
+            {"serving": {"follow": {"enabled": True}, "controlSecret": "key"}, "registry": URLS},
             f"--url 127.0.0.1:8001 --registry {URLS['git']} --remote {URLS['remote']} --run encoder#prod\n",
         ),
-        ({**SERVED, "serving": {"run": "a", "canary": {"enabled": True}}}, "name a serving.controlSecret"),
         ({**SERVED, "service": {"type": "LoadBalancer"}}, "LoadBalancer: name networkPolicy.clients"),
         ({**SERVED, "monitoring": WATCHED}, "Not made, for this cluster does not know"),
         (

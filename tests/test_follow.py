@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from serving.follow import Follower, bring
 from serving.index import Index
 from serving.repository import read_config, read_labels
 from serving.rollout import place, point, prune, roll_out, served_number
-from serving.server import EmbeddedTriton
+from serving.server import LOOPBACK, EmbeddedTriton
 from serving.soak import Soak
 from unlabeled.digest import tree_digest
 from unlabeled.errors import CheckFailed, InputError
@@ -343,6 +345,33 @@ def test_what_does_not_answer_as_its_run_goes_back(registry, server, tmp_path, m
     with Soak(server.grpc_url, dict.fromkeys(OUTPUTS, index["images"][:1])) as soak:
         soak.wait(12)
     assert {answer.version for answer in soak.answers} == {str(before)}
+
+
+def readiness(server):
+    """The HTTP status of a readiness probe."""
+    try:
+        with LOOPBACK.open(f"http://{server.http_url}/v2/health/ready", timeout=5) as answer:
+            return answer.status
+    except HTTPError as error:
+        return error.code
+
+
+@pytest.mark.slow
+def test_a_server_stays_ready_though_a_promoted_version_cannot_be_loaded(registry, server, tmp_path):
+    """Else every pod that follows the stage leaves the Service, and none comes back."""
+    broken = serve(tmp_path / "broken", head(9), head(9))
+    (broken / "repository" / "encoder" / "1" / "model.onnx").write_bytes(b"no model")
+    record_run(registry, tmp_path / "run", "broken", 9, served=broken)
+    put(registry, "broken")
+    follower = Follower(registry, "prod", server.grpc_url, server.repository, KEY)
+    with ThreadPoolExecutor(1) as pool:
+        looking, asked = pool.submit(follower.look), []
+        while not looking.done():
+            asked.append(readiness(server))
+            time.sleep(0.02)
+        with pytest.raises(CheckFailed, match=r"(?s)cannot load encoder.*version \d+ serves again"):
+            looking.result()
+    assert set(asked) == {200} and readiness(server) == 200
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from serving.check import check_serving
 from serving.client import Client
 from serving.index import Index
 from serving.repository import model_config, write_model
-from serving.server import EmbeddedTriton, triton_environment
+from serving.server import BACKEND, EmbeddedTriton, triton_environment
 from unlabeled.digest import file_digest
 from unlabeled.errors import CheckFailed, InputError
 from unlabeled.export.models import KINDS
@@ -210,6 +210,34 @@ def test_a_model_that_does_not_load_is_told_in_a_line(run, tmp_path):
     assert "\n" not in str(caught.value) and "Protobuf parsing failed" in str(caught.value)
 
 
+@pytest.mark.slow
+def test_a_server_is_not_ready_before_its_models_are(run, tmp_path):
+    slow = tmp_path / "slow"
+    shutil.copytree(BACKEND, slow)
+    with (slow / "model.py").open("a") as backend:
+        backend.write(
+            "\nimport time\ninitialize = TritonPythonModel.initialize\n"
+            "TritonPythonModel.initialize = lambda *arguments: (time.sleep(1), initialize(*arguments))[1]\n"
+        )
+    started = time.monotonic()
+    with (
+        EmbeddedTriton(run.repository, backend=slow) as server,
+        Client(server.grpc_url, retry_seconds=0) as client,
+    ):
+        assert time.monotonic() - started > 1
+        for kind in KINDS:
+            client.infer(kind, Index(run.index).golden["images"][:1])
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_no_model_keeps_triton_from_starting(run, tmp_path):
+    """As at the root of a volume: the chart's `serving.claimPath` names a folder below it."""
+    shutil.copytree(run.repository / "encoder", tmp_path / "encoder")
+    (tmp_path / "lost+found").mkdir()
+    with pytest.raises(InputError, match=r"lost\+found"), EmbeddedTriton(tmp_path):
+        pass
+
+
 def test_a_missing_environment_is_told_in_a_line(run, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLABELED_TRITON", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"no Triton environment at .*none: run `make setup`"):
@@ -218,7 +246,9 @@ def test_a_missing_environment_is_told_in_a_line(run, tmp_path, monkeypatch):
 
 def test_a_backend_that_cannot_start_is_told_at_once(run, tmp_path, monkeypatch):
     environment = tmp_path / "environment"
-    subprocess.run(["cp", "-rs", triton_environment(), environment], check=True)
+    # Of a link, cp would copy the link, and the stubs below were those of the environment itself.
+    subprocess.run(["cp", "-rs", triton_environment().resolve(), environment], check=True)
+    assert not environment.is_symlink()
     for stub in environment.rglob("triton_python_backend_stub"):
         stub.unlink()
         stub.write_text(

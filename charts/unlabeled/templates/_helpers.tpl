@@ -107,6 +107,15 @@ limits:
 {{- if or .Values.serving.run .Values.serving.follow.enabled }}true{{ end -}}
 {{- end }}
 
+{{/* The folder of the model repository in Triton's pod. */}}
+{{- define "unlabeled.repository" -}}
+{{- if include "unlabeled.recorded" . -}}
+/models/repository
+{{- else -}}
+/models{{ with .Values.serving.claimPath }}/{{ . }}{{ end }}
+{{- end -}}
+{{- end }}
+
 {{/* "true" where the sidecars load and unload models. */}}
 {{- define "unlabeled.explicit" -}}
 {{- if or .Values.serving.follow.enabled .Values.serving.canary.enabled }}true{{ end -}}
@@ -114,11 +123,9 @@ limits:
 
 {{/* The word that Triton asks of those who load and unload models. */}}
 {{- define "unlabeled.controlKey" -}}
-{{- with .Values.serving.controlSecret }}
 - name: TRITON_CONTROL_KEY
   valueFrom:
-    secretKeyRef: {name: {{ . }}, key: key}
-{{- end }}
+    secretKeyRef: {name: {{ .Values.serving.controlSecret }}, key: key}
 {{- end }}
 
 {{/* "true" where there is Prometheus' operator, or the reader says so. */}}
