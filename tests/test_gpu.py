@@ -60,7 +60,7 @@ def bits(folder: Path) -> dict[str, bytes]:
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     tables: dict[int, Path], tmp_path: Path, method: str, precision: str
 ) -> None:
-    """Once from the beginning to the end; once again from step 5, its later checkpoints lost."""
+    """Once from the beginning to the end; once again from step 10, its later checkpoint lost."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     run(tables, tmp_path / "a/model", method, precision=precision)
@@ -79,7 +79,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
 def test_it_learns_what_the_cpu_learns(
     tables: dict[int, Path], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The draws differ, so the curves do: by no more than those of several seeds on the CPU."""
+    """The draws differ, so the curves do: the means over several seeds are near each other."""
 
     def start_and_end(seed: int) -> Tensor:
         folder = tmp_path / str(seed)
@@ -89,12 +89,13 @@ def test_it_learns_what_the_cpu_learns(
         losses = torch.tensor([json.loads(line)["loss"] for line in lines])
         return torch.stack((losses[:5].mean(), losses[-20:].mean()))
 
-    on_gpu = start_and_end(0)
+    on_gpu = torch.stack([start_and_end(seed) for seed in range(4)])
     assert load_encoder(tmp_path / "0/model").mean.device.type == "cpu"  # the artifact knows no device
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    on_cpu = torch.stack([start_and_end(seed) for seed in range(1, 8)])
-    allowed = 5 * on_cpu.std(0) + 0.02 * on_cpu.mean(0).abs() + 0.01
-    assert ((on_gpu - on_cpu.mean(0)).abs() < allowed).all(), (on_gpu, on_cpu)
+    on_cpu = torch.stack([start_and_end(seed) for seed in range(4, 12)])
+    # Of one distribution, these means are 0.6 deviations apart.
+    allowed = 3 * on_cpu.std(0) + 0.01 * on_cpu.mean(0).abs()
+    assert ((on_gpu.mean(0) - on_cpu.mean(0)).abs() < allowed).all(), (on_gpu, on_cpu)
 
 
 def test_an_encoder_answers_as_on_the_cpu() -> None:
