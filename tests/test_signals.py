@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,13 @@ def test_every_method_trains_on_gray_and_colour_of_any_size(method: str, shape: 
     assert picture.min() >= 0 and picture.max() <= 1
 
 
+@pytest.mark.parametrize("net", ["small_resnet", "tiny_vit"])
 @pytest.mark.parametrize("method", METHODS)
-def test_bfloat16_and_compiled_code_reach_every_layer(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_and_compiled_code_reach_every_layer(
+    method: str, net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No layer below a net is called but by a net that is compiled, and each computes in bfloat16."""
-    signal, inside = signal_for(method, (1, 16, 16)), []
+    signal, inside = signal_for(method, (1, 16, 16), net), []
     layers = [
         layer
         for net in nets_of(signal)
@@ -103,6 +107,27 @@ def test_bfloat16_and_compiled_code_reach_every_layer(method: str, monkeypatch: 
         layer.register_forward_hook(check)
     with bfloat16_nets(signal, torch.device("cpu")):
         run(signal, images_of(signal.encoder.image_shape))
+
+
+@pytest.mark.parametrize("net", ["small_resnet", "resnet18", "tiny_vit", "pixel_cnn"])
+def test_features_and_maps_of_every_encoder_come_from_compiled_code(
+    net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, entered = torch.rand(2, 1, 16, 16), []
+
+    def backend(graph: Any, _: Any) -> Any:
+        return lambda *inputs: entered.append(net) or graph(*inputs)
+
+    signal = Signal(small_encoder(name=net)).eval()
+    expected = signal.encoder(images), signal.encoder.feature_map(images)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    compile_nets(signal)
+    found = []
+    for way in (signal.encoder, signal.encoder.feature_map):
+        entered.clear()
+        found.append(way(images))
+        assert entered == [net], "one graph, entered once"
+    torch.testing.assert_close(tuple(found), expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
