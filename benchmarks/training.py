@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from unlabeled.data.ingest import ingest
 from unlabeled.data.sources import FASHION_MNIST, data_digest
 from unlabeled.data.table import ImageTable
 from unlabeled.features import accelerator
+from unlabeled.nets.discriminator import judge_frozen
 from unlabeled.nets.encoder import Encoder
 from unlabeled.parameters import Encoder as EncoderParameters
 from unlabeled.parameters import Ingest, Training
@@ -101,6 +103,8 @@ def training_step(signal: Signal, table: ImageTable, training: Training) -> Call
         optimizer.zero_grad()
         loss, _ = signal(*next(images))
         loss.backward()
+        if training.gradient_clip:
+            nn.utils.clip_grad_norm_(signal.parameters(), training.gradient_clip)
         optimizer.step()
         signal.after_step()
 
@@ -110,15 +114,19 @@ def training_step(signal: Signal, table: ImageTable, training: Training) -> Call
 def pure_nets(signal: Signal, images: Tensor, indices: Tensor) -> Callable[[], None]:
     """Return forward and backward of a step's nets alone, each on the input that the step gave it.
 
-    A net is every outermost module that the loss calls; what the loss does between two nets is left out.
+    A net is every outermost module that the loss calls; what the loss does between two nets is left out. A net that
+    the loss judges by frozen weights is frozen here too, and has no gradient of its weights.
     """
-    calls: list[tuple[nn.Module, tuple[Any, ...], bool]] = []
+    calls: list[tuple[Callable[..., Any], tuple[Any, ...], bool]] = []
     call, depth = nn.Module.__call__, 0
 
     def noting(module: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         nonlocal depth
         if depth == 1 and not keywords:
-            calls.append((module, arguments, torch.is_grad_enabled()))
+            # `judge_frozen` has put weights without a gradient in their place.
+            frozen = not any(weight.requires_grad for weight in module.parameters())
+            net = partial(judge_frozen, module) if frozen else module
+            calls.append((net, arguments, torch.is_grad_enabled()))
         depth += 1
         try:
             return call(module, *arguments, **keywords)
@@ -132,21 +140,21 @@ def pure_nets(signal: Signal, images: Tensor, indices: Tensor) -> Callable[[], N
         nn.Module.__call__ = call  # type: ignore[method-assign]
     ready = [
         (
-            module,
+            net,
             [a.detach().requires_grad_(a.requires_grad) if torch.is_tensor(a) else a for a in given],
             grad,
         )
-        for module, given, grad in calls
+        for net, given, grad in calls
     ]
 
     def step() -> None:
         signal.zero_grad()
-        for module, arguments, grad in ready:
+        for net, arguments, grad in ready:
             for argument in arguments:
                 if torch.is_tensor(argument):
                     argument.grad = None
             with torch.set_grad_enabled(grad):
-                outputs = module(*arguments)
+                outputs = net(*arguments)
             tensors = [outputs] if torch.is_tensor(outputs) else list(outputs)
             moving = [output for output in tensors if output.requires_grad]
             if moving:

@@ -35,7 +35,7 @@ def images(*shape: int) -> Tensor:
 )
 def test_the_patch_fits_the_image(size: int, patch: int, tokens: int) -> None:
     net = vit((3, size, size))
-    cls, maps = net.cls_and_map(images(2, 3, size, size))
+    cls, maps = net(images(2, 3, size, size))
     assert net.patch == patch and cls.shape == (2, 24) and maps.shape[2] * maps.shape[3] == tokens
     assert net.positions[0].numel() == tokens
 
@@ -62,13 +62,13 @@ def test_without_positions_a_permutation_of_patches_permutes_the_map() -> None:
     x = images(2, 1, 28, 28)
     order = torch.randperm(49, generator=torch.Generator().manual_seed(2))
     patches = F.unfold(x, 4, stride=4)
-    cls, maps = net.cls_and_map(x)
-    moved_cls, moved = net.cls_and_map(F.fold(patches[..., order], (28, 28), 4, stride=4))
+    cls, maps = net(x)
+    moved_cls, moved = net(F.fold(patches[..., order], (28, 28), 4, stride=4))
     torch.testing.assert_close(moved_cls, cls, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(moved.flatten(2), maps.flatten(2)[..., order], atol=1e-4, rtol=1e-4)
     torch.nn.init.normal_(net.positions)
-    with_positions = net.cls_and_map(F.fold(patches[..., order], (28, 28), 4, stride=4))[0]
-    assert (with_positions - net.cls_and_map(x)[0]).abs().max() > 1e-2
+    with_positions = net(F.fold(patches[..., order], (28, 28), 4, stride=4))[0]
+    assert (with_positions - net(x)[0]).abs().max() > 1e-2
 
 
 def test_attention_rows_sum_to_one_and_mix_the_values() -> None:
@@ -107,7 +107,7 @@ def test_the_encoder_joins_the_image_token_with_the_pooled_map() -> None:
     assert encoder.map_channels == 24 and maps.shape == (2, 24, 9, 9)
     assert features.shape == (2, encoder.feature_dim) == (2, 24 * 5)
     torch.testing.assert_close(features[:, 24:], average_pool(maps, 2).flatten(1))
-    torch.testing.assert_close(features[:, :24], encoder.net.cls_and_map((x - 0.3) / 0.2)[0])
+    torch.testing.assert_close(features[:, :24], encoder.net((x - 0.3) / 0.2)[0])
     # Other sizes than it was built for: the small crops of DINO.
     assert encoder(x[..., :16, :16]).shape == features.shape
 

@@ -15,11 +15,14 @@ from unlabeled.data.table import ImageTable
 from unlabeled.digest import tree_digest
 from unlabeled.errors import InputError
 from unlabeled.features import Standardisation, extract, random_encoder
-from unlabeled.nets.encoder import load_encoder
-from unlabeled.parameters import Encoder, Evaluation, Training
+from unlabeled.nets.encoder import Encoder, load_encoder
+from unlabeled.parameters import Encoder as EncoderParameters
+from unlabeled.parameters import Evaluation, Training
 from unlabeled.probes.baselines import pixels, principal_components
+from unlabeled.probes.classifier import Classifier
 from unlabeled.probes.collapse import collapse
 from unlabeled.probes.evaluate import BASELINES, EVALUATION, evaluate, evaluate_baselines
+from unlabeled.probes.few_labels.training import class_probabilities
 from unlabeled.probes.knn import weighted_knn
 from unlabeled.probes.linear import choose_regularisation, fit_linear_probe
 from unlabeled.probes.retrieval import view_retrieval
@@ -59,6 +62,22 @@ def test_extraction_is_in_eval_mode_and_does_not_depend_on_the_batch(
         expected = encoder.eval()(torch.from_numpy(table.images(indices)).float() / 255).numpy()
     np.testing.assert_allclose(features, expected, atol=1e-5)
     np.testing.assert_allclose(features[0], features[3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"), [(8, [500, 20]), (32, [500, 20]), (128, [31, 9]), (800, [1, 1])]
+)
+def test_the_larger_images_are_the_fewer_are_embedded_together(
+    side: int, expected: list[int], tmp_path: Path
+) -> None:
+    count = sum(expected)
+    images, none = np.zeros((count, 1, side, side), np.uint8), np.full(count, -1)
+    table = ImageTable(write_table(tmp_path / "table", images, none, none > 0, []))
+    classifier, seen = Classifier(Encoder("pixel_cnn", 1, 1, (1, side, side), 0.5, 0.3), 2), []
+    classifier.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    extract(classifier.encoder, table, np.arange(count))
+    class_probabilities(classifier, table, np.arange(count))
+    assert seen == 2 * expected
 
 
 def test_extraction_refuses_a_diverged_encoder(digits_table: Path, model_folder: Path) -> None:
@@ -302,11 +321,17 @@ def test_view_retrieval_prefers_what_was_learned_where_the_rank_prefers_what_was
     training = Training(steps=100, batch_size=128, threads=1, checkpoint_every=100)
     settings = {"name": "simclr"}
     pretrain(
-        digits_table, tmp_path / "model", settings, Encoder(width=32), training, 0, tmp_path / "checkpoints"
+        digits_table,
+        tmp_path / "model",
+        settings,
+        EncoderParameters(width=32),
+        training,
+        0,
+        tmp_path / "checkpoints",
     )
     evaluate(tmp_path / "model", digits_table, tmp_path / "evaluation", Evaluation(), 0)
     learned = json.loads((tmp_path / "evaluation" / EVALUATION).read_text())
-    evaluate_baselines(digits_table, tmp_path / "baselines", Evaluation(), 0, [Encoder(width=32)])
+    evaluate_baselines(digits_table, tmp_path / "baselines", Evaluation(), 0, [EncoderParameters(width=32)])
     untrained = json.loads((tmp_path / "baselines" / BASELINES).read_text())["rows"][-1]
     assert untrained["method"] == "random init" and learned["linear"] > untrained["linear"]
     assert learned["view_retrieval"] > 1.2 * untrained["view_retrieval"]
@@ -331,7 +356,7 @@ def test_evaluate_digits(digits_table: Path, model_folder: Path, tmp_path: Path)
 
 
 def test_evaluate_baselines_of_digits(digits_table: Path, tmp_path: Path) -> None:
-    nets = [Encoder(width=16), Encoder(width=8)]
+    nets = [EncoderParameters(width=16), EncoderParameters(width=8)]
     evaluate_baselines(digits_table, tmp_path / "baselines", Evaluation(), 0, nets)
     rows = json.loads((tmp_path / "baselines" / BASELINES).read_text())["rows"]
     names = ["raw pixels", "PCA-128", "random init", "random init, small_resnet 8"]

@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,13 @@ def test_every_method_trains_on_gray_and_colour_of_any_size(method: str, shape: 
     assert picture.min() >= 0 and picture.max() <= 1
 
 
+@pytest.mark.parametrize("net", ["small_resnet", "tiny_vit"])
 @pytest.mark.parametrize("method", METHODS)
-def test_bfloat16_and_compiled_code_reach_every_layer(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_and_compiled_code_reach_every_layer(
+    method: str, net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No layer below a net is called but by a net that is compiled, and each computes in bfloat16."""
-    signal, inside = signal_for(method, (1, 16, 16)), []
+    signal, inside = signal_for(method, (1, 16, 16), net), []
     layers = [
         layer
         for net in nets_of(signal)
@@ -90,7 +94,7 @@ def test_bfloat16_and_compiled_code_reach_every_layer(method: str, monkeypatch: 
         if layer is not net and isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     ]
 
-    def record_compiled(net: nn.Module) -> None:
+    def record_compiled(net: nn.Module, **_: Any) -> None:
         net.register_forward_pre_hook(lambda *_: inside.append(net))
         net.register_forward_hook(lambda *_: inside.pop() and None)
 
@@ -103,6 +107,29 @@ def test_bfloat16_and_compiled_code_reach_every_layer(method: str, monkeypatch: 
         layer.register_forward_hook(check)
     with bfloat16_nets(signal, torch.device("cpu")):
         run(signal, images_of(signal.encoder.image_shape))
+
+
+@pytest.mark.parametrize("net", ["small_resnet", "resnet18", "tiny_vit", "pixel_cnn"])
+def test_features_and_maps_of_every_encoder_come_from_compiled_code(
+    net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled = torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+        return lambda *arguments: entered.append(net) or compiled(*arguments)
+
+    signal = Signal(small_encoder(name=net)).eval()
+    compiled = copy.deepcopy(signal)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    compile_nets(compiled)
+    # DINO's small crops are smaller than its large ones.
+    for images in (torch.rand(2, 1, 16, 16), torch.rand(2, 1, 10, 10)):
+        for way in ("forward", "feature_map"):
+            entered.clear()
+            found = getattr(compiled.encoder, way)(images)
+            assert entered == [net], "one graph, entered once"
+            torch.testing.assert_close(found, getattr(signal.encoder, way)(images))
 
 
 @pytest.mark.parametrize("method", METHODS)

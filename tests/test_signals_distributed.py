@@ -13,6 +13,7 @@ from torch import Tensor
 from unlabeled.distributed import processes, rank
 from unlabeled.nets.encoder import Encoder
 from unlabeled.signals import all_signals, find_signal
+from unlabeled.signals.bottleneck.autoencoder import Autoencoder
 from unlabeled.signals.signal import Signal
 from unlabeled.training.loop import parallel
 
@@ -105,6 +106,39 @@ def test_two_halves_of_a_batch_train_as_the_whole(method: str, ranks: list[dict[
     # The losses do differ by half: it is their mean that is one process's.
     assert (first["losses"] - second["losses"]).abs().max() > 1e-3
     assert one["gradients"].abs().max() > 1e-3
+
+
+SPARSE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import test_signals_distributed as tests
+from unlabeled.distributed import process_group, rank
+with process_group():
+    torch.save(tests.sparse_step(), f"{sys.argv[2]}/{rank()}.pt")
+"""
+
+
+def sparse_step() -> dict[str, Tensor]:
+    """Return the sparse autoencoder's loss and gradient over this process's share of a batch of two unlike halves."""
+    torch.manual_seed(0)
+    encoder = Encoder("small_resnet", 16, 2, (1, 16, 16), 0.5, 0.3)
+    signal = Autoencoder(encoder, sparsity=1.0, activity=0.05).eval()
+    images = torch.randint(0, 256, (BATCH, 1, 16, 16), generator=torch.Generator().manual_seed(1))
+    images[BATCH // 2 :] //= 4
+    model, mine = parallel(signal, torch.device("cpu")), images.byte().chunk(processes())[rank()]
+    loss, _ = model(mine, torch.arange(len(mine)))
+    loss.backward()
+    return {"loss": loss.detach(), "gradient": signal.code.weight.grad}
+
+
+def test_sparsity_is_that_of_the_joined_batch(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(SPARSE)
+    torchrun(str(tmp_path / "worker.py"), str(Path(__file__).parent), str(tmp_path))
+    one, (first, second) = sparse_step(), (torch.load(tmp_path / f"{number}.pt") for number in range(2))
+    torch.testing.assert_close((first["loss"] + second["loss"]) / 2, one["loss"])
+    for result in (first, second):  # DistributedDataParallel has averaged
+        torch.testing.assert_close(result["gradient"], one["gradient"], rtol=1e-4, atol=1e-6)
 
 
 LOOP = """

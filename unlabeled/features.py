@@ -13,6 +13,8 @@ from unlabeled.nets.encoder import Encoder
 from unlabeled.views import to_float
 
 CALIBRATION_IMAGES = 4_000
+# Of all images that are embedded together: `pixel_cnn` holds some 3 KB for each of their pixels, 1.5 GB in all.
+PIXELS_AT_ONCE = 500 * 32**2
 
 
 def accelerator() -> torch.device:
@@ -27,16 +29,28 @@ def load_images(table: ImageTable, indices: np.ndarray, device: torch.device) ->
     )
 
 
-def extract(encoder: Encoder, table: ImageTable, indices: np.ndarray, batch_size: int = 500) -> np.ndarray:
+def images_at_once(table: ImageTable) -> int:
+    """Return how many images of a table to embed together: 500, fewer where they are larger than 32 x 32 px."""
+    _, height, width = table.image_shape
+    return max(1, min(500, PIXELS_AT_ONCE // (height * width)))
+
+
+def extract(
+    encoder: Encoder, table: ImageTable, indices: np.ndarray, batch_size: int | None = None
+) -> np.ndarray:
     """Return the features of the images at `indices`: float32 (N, D), one whole image each, no augmentation.
 
     Runs in eval mode on the device the encoder lies on; its weights and its mode stay as they were. Images
     are read batch by batch, so only the features are held in memory.
 
+    Args:
+        batch_size: None: `images_at_once`.
+
     Raises:
         InputError: a feature is not finite.
     """
     device = next(encoder.parameters()).device
+    batch_size = batch_size or images_at_once(table)
     features = np.empty((len(indices), encoder.feature_dim), np.float32)
     was_training = encoder.training
     encoder.eval()
@@ -72,9 +86,11 @@ def random_encoder(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = Encoder(**settings).to(device)
-    for module in encoder.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # a plain average over the batches
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return encoder.eval()
+    for norm in norms:
+        norm.momentum = None  # a plain average over the batches
     chosen = indices[:: max(1, len(indices) // CALIBRATION_IMAGES)]
     encoder.train()
     with torch.no_grad():

@@ -110,7 +110,8 @@ class Encoder(nn.Module):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Return the last map (B, map_channels, h, w)."""
-        return self.net(self.normalised(images))
+        output = self.net(self.normalised(images))
+        return output[1] if isinstance(self.net, VisionTransformer) else output
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return what the net sees: mean 0 and deviation 1 over the train images."""
@@ -118,7 +119,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if isinstance(self.net, VisionTransformer):
-            cls, maps = self.net.cls_and_map(self.normalised(images))
+            cls, maps = self.net(self.normalised(images))
             return torch.cat((cls, average_pool(maps, self.pool).flatten(1)), 1)
         return average_pool(self.feature_map(images), self.pool).flatten(1)
 

@@ -95,7 +95,7 @@ class VisionTransformer(nn.Module):
         # `len` would fix the batch in an exported graph.
         return torch.cat((self.cls.expand(tokens.shape[0], 1, -1), tokens), 1), size
 
-    def cls_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the token of the whole image, (B, dim), and the map of the patches' tokens, (B, dim, h, w).
 
         Args:
@@ -104,9 +104,6 @@ class VisionTransformer(nn.Module):
         tokens, size = self.embed(images)
         tokens = self.norm(self.blocks(tokens))
         return tokens[:, 0], tokens[:, 1:].mT.unflatten(2, size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.cls_and_map(images)[1]
 
     def attention(self, images: Tensor) -> Tensor:
         """Return what the whole image's token takes from each patch in the last block, (B, heads, h, w).

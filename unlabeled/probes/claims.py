@@ -83,15 +83,14 @@ def _noise(measured: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]], key:
     return max(LEAST_NOISE, float(np.sqrt(squares / freedom))), freedom
 
 
-def _answer(standard_errors: float, freedom: int, rivals: int = 1) -> str:
+def _answer(standard_errors: float, freedom: int, candidates: int = 1, rivals: int = 1) -> str:
     """Return yes or no where a two-sided t test tells a difference from 0, else unclear.
 
-    Args:
-        rivals: the difference is that from the best of so many, who is best by luck too: a no asks for more
-            (Bonferroni), a yes does not.
+    The difference is that of the best of some candidates from the best of some rivals. Who is the best of many is
+    so by luck too, and asks for more to win (Bonferroni): candidates for a yes, rivals for a no.
     """
     error = (1 - CONFIDENCE) / 2
-    if standard_errors >= stats.t.isf(error, freedom):
+    if standard_errors >= stats.t.isf(error / candidates, freedom):
         return "yes"
     return "no" if standard_errors <= -stats.t.isf(error / rivals, freedom) else "unclear"
 
@@ -99,12 +98,14 @@ def _answer(standard_errors: float, freedom: int, rivals: int = 1) -> str:
 def _no_single_suffices(
     names: Sequence[str], linear: np.ndarray, error: float, freedom: int
 ) -> dict[str, Any]:
+    """Compare the best of all pairs, each order a pair of its own, with the best of the transforms alone."""
+    singles = len(names)
     single = int(linear.diagonal().argmax())
     first, second = _best_of(linear - np.diag(np.full(len(names), np.inf)))
     difference = linear[first, second] - linear[single, single]
     standard_errors = difference / (error * 2**0.5)
     return {
-        "answer": _answer(standard_errors, freedom),
+        "answer": _answer(standard_errors, freedom, candidates=singles * (singles - 1), rivals=singles),
         "single": names[single],
         "single_linear": float(linear[single, single]),
         "pair": [names[first], names[second]],
@@ -135,7 +136,7 @@ def _best_pair(names: Sequence[str], linear: np.ndarray, error: float, freedom: 
         # The error of a mean of two orders is error / √2, of a difference of two such means it is error.
         difference = both[claimed] - both[rivals[0]]
         result |= {
-            "answer": _answer(difference / error, freedom, len(rivals)),
+            "answer": _answer(difference / error, freedom, rivals=len(rivals)),
             "difference": difference,
             "standard_errors": difference / error,
         }

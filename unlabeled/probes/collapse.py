@@ -28,7 +28,10 @@ class Collapse:
 
 
 def collapse(features: np.ndarray) -> Collapse:
-    """Return the diagnostics of float features (N, D), N at least 2. Memory is D x D beyond the features."""
+    """Return the diagnostics of float features (N, D), N at least 2.
+
+    Memory beyond float32 features: five times their size, for a float32 and two float64 copies, and D x D.
+    """
     n, dimensions = features.shape
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     # Over ordered pairs i != j: |sum u|^2 counts the n pairs (i, i) too.

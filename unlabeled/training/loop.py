@@ -97,8 +97,12 @@ def step_seed(seed: int, step: int) -> int:
 def compile_nets(signal: Signal) -> None:
     """Compile the nets alone: views draw from PyTorch's generators, which compiled code would replace by its own."""
     for net in nets_of(signal):
-        # An encoder has two ways in, `forward` and `feature_map`; both call its net.
-        (net.net if isinstance(net, Encoder) else net).compile()
+        if isinstance(net, Encoder):
+            # It has two ways in, `forward` and `feature_map`; both call its net. Each of the few sizes of its images
+            # gets code of its own: PyTorch cannot compile a ViT's positions for all sizes at once.
+            net.net.compile(dynamic=False)
+        else:
+            net.compile()
 
 
 def parallel(signal: Signal, device: torch.device) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor
 from unlabeled import progress
 from unlabeled.data.table import ImageTable
 from unlabeled.errors import CheckFailed
-from unlabeled.features import load_images
+from unlabeled.features import images_at_once, load_images
 from unlabeled.parameters import FewLabels, Training
 from unlabeled.probes.classifier import WARMUP_SHARE, Classifier, batches
 from unlabeled.probes.few_labels.task import Task
@@ -67,7 +67,7 @@ class Views:
         return random_crop(to_float(images), area=(self.crop, 1.0), flip=self.flip)
 
     def strong(self, images: Tensor) -> Tensor:
-        """SimCLR's views: a smaller crop, a turn, other colours, sometimes blurred."""
+        """Contrastive views: a smaller crop, a turn, other colours, sometimes blurred."""
         crop = {"area": (0.4, 1.0), "flip": self.flip, "degrees": 10.0}
         return contrastive_view(images, crop, (0.5, 0.5, 0.5, 0.1))
 
@@ -133,7 +133,6 @@ def class_probabilities(
     table: ImageTable,
     indices: np.ndarray,
     mirrored: bool = False,
-    batch_size: int = 500,
 ) -> np.ndarray:
     """Return p(class) of the images at `indices`, whole images without a crop: float32 (N, C).
 
@@ -142,6 +141,7 @@ def class_probabilities(
     """
     device = classifier.head.weight.device
     found = [np.empty((0, classifier.head.out_features), np.float32)]
+    batch_size = images_at_once(table)
     classifier.eval()
     with torch.inference_mode(), bfloat16_nets(classifier, device, computes_in_bfloat16(device)):
         for start in range(0, len(indices), batch_size):

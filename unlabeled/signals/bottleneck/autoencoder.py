@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled import views
+from unlabeled.distributed import gather
 from unlabeled.measures.reconstruction import psnr
 from unlabeled.nets.decoder import Decoder
 from unlabeled.nets.encoder import Encoder
@@ -64,7 +65,7 @@ class Autoencoder(Signal):
         values = {"reconstruction": error}
         if self.sparsity == 0:
             return error, values
-        divergence = sparsity_divergence(codes.float(), self.activity)
+        divergence = sparsity_divergence(gather(codes.float()), self.activity)
         return error + self.sparsity * divergence, values | {"sparsity": divergence}
 
     def objective(self, images: Tensor) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ Jitter = Annotated[
 
 
 class InstDisc(Signal):
-    """Instance discrimination, one view of each image per step, in SimCLR's views.
+    """Instance discrimination, one view of each image per step: `contrastive_view`, as SimCLR here.
 
     The softmax runs over the batch and a fresh draw of the memory, the whole memory where that is no
     larger: one formula for both, where noise-contrastive estimation has a normalisation constant to estimate.

@@ -216,7 +216,7 @@ class Colorization(Signal):
         return (weights * error).mean(), {"cross_entropy": error.detach().mean()}
 
     def objective(self, images: Tensor) -> dict[str, Tensor]:
-        """Return how well colour images are coloured; all 0 where none of these is one.
+        """Return how well colour images are coloured. Where none of these is one: chance 1, `bins`, all else 0.
 
         `cross_entropy`: the loss, nats per pixel, and `cross_entropy_prior`, that of the best answer which
         sees no image: the rebalanced prior. `accuracy`: of the most probable bin, a mean over the bins that
