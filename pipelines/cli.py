@@ -300,7 +300,12 @@ def predict(
 
 
 def _run_folder(workspace: Path, run: str) -> Path:
-    """Return the folder of a recorded run, fetched from the registry where the workspace lacks it."""
+    """Return the folder of a recorded run, fetched from the registry where the workspace lacks it.
+
+    Raises:
+        CheckFailed: what is served of it is not as it was recorded.
+    """
+    from unlabeled.lineage.chain import Content
     from unlabeled.lineage.promotion import find_run
 
     registry = open_registry(workspace)
@@ -308,6 +313,13 @@ def _run_folder(workspace: Path, run: str) -> Path:
     folder = workspace.resolve() / "runs" / name
     if not (folder / "record.json").exists():
         registry.fetch(name, folder)
+        return folder
+    content = Content.of(registry.show(name))
+    if changed := content.changed(folder, "repository") + content.changed(folder, "index"):
+        raise CheckFailed(
+            f"run {name} was changed in the workspace since it was recorded: {', '.join(changed)}; "
+            f"move {folder} away, and the same command brings the run from the registry"
+        )
     return folder
 
 

@@ -61,6 +61,8 @@ def export(
         InputError: an artifact is missing or broken.
     """
     images = ImageTable(table)
+    # First of all, since it refuses labels that were made from another table.
+    matched = cluster_classes(labels, images.classes)
     train = images.indices("train")
     golden = {"images": images.images(_spread(train, GOLDEN_IMAGES))}
     models: dict[str, dict[str, Any]] = {}
@@ -104,7 +106,7 @@ def export(
                 "tensors": onnx_digest(path),
                 **reduced,
             }
-    models["clusterer"]["classes"] = cluster_classes(labels, images.classes)
+    models["clusterer"]["classes"] = matched
     embed = _embed(model, repository, images, parameters)
     write_index(index, _index(embed, images, _spread(train, parameters.index_images)), golden, models)
     return result

@@ -92,7 +92,9 @@ def make_run(folder: Path, channels: int = 3, size: int = 16, images: int = 80) 
             for _ in range(3):
                 encoder(torch.from_numpy(pixels).float() / 255)
         tensors = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
-        config = {"encoder": encoder.settings, "method": "none"}
+        config = {"encoder": encoder.settings}
+        if name == "model":
+            config |= {"method": "none", "family": "none"}
         if name == "classifier":
             tensors["head.weight"] = torch.randn(len(CLASSES), encoder.feature_dim, generator=generator) * 0.3
             tensors["head.bias"] = torch.randn(len(CLASSES), generator=generator) * 0.3

@@ -15,7 +15,7 @@ from pipelines.cli import app
 from serving.client import Client
 from serving.predict import predict
 from serving.server import EmbeddedTriton
-from unlabeled.errors import InputError
+from unlabeled.errors import CheckFailed, InputError
 from unlabeled.lineage.promotion import promote
 from unlabeled.lineage.registry import Registry
 
@@ -109,3 +109,39 @@ def test_no_server_is_no_other_run(workspace, image):
     with pytest.raises(InputError, match=r"no Triton server|not ready") as error:
         predict([image], Path(workspace / "made" / "served"), "127.0.0.1:9")
     assert "another" not in str(error.value)
+
+
+def test_a_run_that_was_changed_in_the_workspace_is_refused_and_brought_again(workspace, image):
+    asked = (image, "--workspace", workspace, "--run", "served")
+    rows, folder = called(*asked), workspace / "runs" / "served"
+    assert called(*asked) == rows
+    labels, added = folder / "repository/classifier/labels.txt", folder / "repository/classifier/2/model.onnx"
+    recorded = labels.read_bytes()
+
+    def swapped():
+        labels.write_text("blue\nred\nbright\ndark\n")
+
+    def with_a_newer_version():
+        labels.write_bytes(recorded)
+        added.parent.mkdir()
+        added.write_bytes(b"")
+
+    def without_names():
+        shutil.rmtree(added.parent)
+        labels.unlink()
+
+    for change, name in ((swapped, labels), (with_a_newer_version, added), (without_names, labels)):
+        change()
+        for command in (asked, None):
+            refused = called(*command) if command else served_by(workspace, "served")
+            assert isinstance(refused, CheckFailed)
+            assert str(refused) == (
+                f"run served was changed in the workspace since it was recorded: {name.relative_to(folder)}; "
+                f"move {folder} away, and the same command brings the run from the registry"
+            )
+    shutil.rmtree(folder)
+    assert called(*asked) == rows
+
+
+def served_by(workspace, run):
+    return CliRunner().invoke(app, ["serve", run, "--workspace", str(workspace)]).exception

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,11 @@ app = typer.Typer()
 TableFolder = Annotated[Path, typer.Option("--table", help="Image table (a folder made by ingest).")]
 ModelFolder = Annotated[Path, typer.Option("--model", help="Model (a folder made by pretrain).")]
 LabelsFolder = Annotated[Path, typer.Option("--labels", help="Pseudo-labels (a folder made by self-label).")]
+# The step that makes an input, and what its config.json holds that the nets of other steps lack.
+MADE_BY = {
+    "model": ("pretrain", {"encoder", "method", "family"}),
+    "classifier": ("finetune", {"encoder", "classes", "target"}),
+}
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; must not exist.")]
 
 
@@ -78,7 +84,9 @@ def pretrain(
 ) -> None:  # fmt: skip
     """One step by hand: train an encoder with one learning signal."""
     from pipelines.request import resolve
+    from unlabeled.signals import find_signal
 
+    find_signal(method)  # one method: neither a list nor `all`
     asked = resolve(parameters_of(profile, None, method, seed, set_, parameters))
     settings = {"name": method, **asked.pretrain[method]}
     _by_hand(
@@ -147,6 +155,8 @@ def _by_hand(name: str, inputs: dict[str, Path], outputs: dict[str, Path], **arg
             raise InputError(f"--{key} {folder}: no such folder")
     for folder in outputs.values():
         check_output(folder)
+    for key in MADE_BY.keys() & inputs.keys():
+        _check_net(key, inputs[key], inputs["table"])
     function = getattr(importlib.import_module(f"components.{name}.component"), name).python_func
     arguments = {"data_digest": "", "code_digest": code_digest()} | {
         key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
@@ -156,6 +166,30 @@ def _by_hand(name: str, inputs: dict[str, Path], outputs: dict[str, Path], **arg
     if "metrics" in inspect.signature(function).parameters:
         first = next(iter(outputs.values()))
         artifacts["metrics"] = Artifact(f"{first}-metrics.json")
-    function(**arguments, **artifacts)
+    try:
+        function(**arguments, **artifacts)
+    except BaseException:
+        # The corrected command shall not find what this one wrote before it failed.
+        for folder in outputs.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     for folder in outputs.values():
         print(folder)
+
+
+def _check_net(key: str, folder: Path, table: Path) -> None:
+    """Refuse a folder that another step wrote, and one whose net takes images of other channels than the table's."""
+    from unlabeled.data.table import ImageTable
+    from unlabeled.files import read_json
+    from unlabeled.nets.encoder import CONFIG
+
+    images, (step, kept) = ImageTable(table), MADE_BY[key]
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if not kept <= config.keys():
+        raise InputError(f"--{key} {folder} is no {key} of {step}")
+    channels, trained_on = images.image_shape[0], config["encoder"]["image_shape"][0]
+    if channels != trained_on:
+        raise InputError(
+            f"--table {table} has images of {channels} channels, --{key} {folder} takes {trained_on}; "
+            "give the table that it was trained on"
+        )

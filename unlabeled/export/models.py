@@ -155,8 +155,16 @@ def cluster_classes(labels: Path, classes: Sequence[str]) -> list[str]:
     Args:
         labels: folder of the self-labels; its scores hold the map, fitted on train.
         classes: names of the classes.
+
+    Raises:
+        InputError: a cluster is matched to a class beyond these: the labels were made from another table.
     """
     matched = read_json(labels / SCORES).get("hungarian_map", [])
+    if max(matched, default=-1) >= len(classes):
+        raise InputError(
+            f"{labels} matches a cluster to class {max(matched)}, the table has {len(classes)} classes: "
+            "it was made from another table"
+        )
     return [classes[label] if label >= 0 else "" for label in matched]
 
 

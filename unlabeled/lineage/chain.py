@@ -1,10 +1,10 @@
 """The chain of a run: which step wrote which bytes, and which step read them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unlabeled.digest import dvc_listing_digest, json_digest
+from unlabeled.digest import dvc_listing_digest, file_digest, files_below, json_digest
 from unlabeled.errors import CheckFailed
 
 Step = dict[str, Any]
@@ -94,6 +94,15 @@ class Content:
     def dvc(self, name: str) -> str:
         """Return DVC's digest of the file or folder `name`, as `dvc_digest` gives it."""
         return self.md5[name] if name in self.md5 else dvc_listing_digest(below(self.md5, name))
+
+    def changed(self, bundle: Path, name: str) -> list[str]:
+        """Return the files of the folder `name` of a bundle that are not as recorded: changed, missing or added."""
+        recorded, found = below(self.sha256, name), files_below(bundle / name)
+        return [
+            f"{name}/{file}"
+            for file in sorted(recorded.keys() | found.keys())
+            if file not in found or file_digest(found[file]) != recorded.get(file)
+        ]
 
     def objects(self) -> dict[str, str]:
         """Return the name in a DVC remote of every file and every top-level folder, by its path."""
