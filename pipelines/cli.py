@@ -72,9 +72,11 @@ def options(
 # A place that the user named cannot be read or written. Anything else that the system refuses is a fault of ours.
 PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR}
 
+INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt
+
 
 def main() -> None:
-    """Run the command line: 0 done, 1 the check or run failed, 2 bad input."""
+    """Run the command line: 0 done, 1 the check or run failed, 2 bad input, 130 interrupted."""
     # SIGTERM ends a command as Ctrl-C does, so that what it started (a server, temporary folders) goes with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -90,9 +92,10 @@ def main() -> None:
             raise
         print(f"unlabeled: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("unlabeled: interrupted; the same command resumes from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("unlabeled: interrupted; the same command resumes from here", file=sys.stderr)
+        raise
 
 
 @app.command()
@@ -111,7 +114,7 @@ def run(
 ) -> None:
     """Run the whole pipeline on this machine; the same command again resumes where it stopped."""
     wanted = parameters_of(profile, data, methods, seed, set_, parameters)
-    workspace = open_workspace(workspace)
+    workspace = open_workspace(workspace, wanted.data)
 
     from rich.console import Console
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -190,6 +191,25 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("content", ["train: {epochs: 3}", "- a list", "cpu: {lr: 0.1}"])
+def test_a_params_yaml_here_that_is_another_programs_is_named_and_the_way_around_it(content, tmp_path):
+    (tmp_path / "params.yaml").write_text(content)
+    result = unlabeled("runs", "--json", cwd=tmp_path)
+    assert "params.yaml" not in result.stderr, "a command without parameters does not read it"
+    result = unlabeled("run", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert f"{tmp_path / 'params.yaml'}" in result.stderr
+    assert "taken because it lies here; --parameters names another, as /" in result.stderr
+    ours = result.stderr.rstrip(")\n").rpartition(" ")[2]
+    assert "no-such-data" in unlabeled("run", "--parameters", ours, "--data", "no-such-data", cwd=tmp_path).stderr
+
+
+def test_a_wrong_option_is_no_fault_of_the_params_yaml_here(tmp_path):
+    (tmp_path / "params.yaml").write_text("cpu: {data: digits}")
+    result = unlabeled("run", "--set", "training.epochs=many", cwd=tmp_path)
+    assert result.returncode == 2 and "training.epochs" in result.stderr and "lies here" not in result.stderr
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_ends_in_one_clear_line_and_code_2(name, tmp_path):
     arguments, words = BAD[name]
@@ -213,6 +233,29 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, monkey
         check_output(tmp_path / "made" / "later")
 
 
+def test_a_workspace_inside_the_data_is_refused_before_it_is_made(tmp_path):
+    """What the run writes there would change the data that it reads."""
+    data = tmp_path / "my images"
+    data.mkdir()
+    Image.new("L", (8, 8)).save(data / "0.png")
+    result = unlabeled("run", "--profile", "smoke", "--data", ".", cwd=data)
+    assert result.returncode == 2
+    workspace = data / "workspace"
+    assert (
+        result.stderr
+        == f"unlabeled: the workspace {workspace} lies inside the data {data}; give another with --workspace\n"
+    )
+    assert not workspace.exists()
+    with pytest.raises(InputError, match="lies inside"):
+        open_workspace(data, str(data))
+
+
+def test_a_workspace_that_adds_nothing_to_the_data_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, data in ((".hidden", "."), ("data-workspace", "data"), ("digits", "digits"), (".", "data")):
+        assert open_workspace(Path(folder), data).is_dir()
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_what_the_system_refuses_to_write_is_one_line_and_code_2(code, monkeypatch, capsys):
     def refused():
@@ -231,6 +274,23 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "app", broken)
     with pytest.raises(OSError, match="Bad file"):
         cli.main()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_says_that_it_resumes(ending, tmp_path):
+    process = subprocess.Popen(
+        [UNLABELED, "run", "--profile", "smoke", "--workspace", tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, the shell has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr.readline().startswith("run digits-")
+    process.send_signal(ending)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "unlabeled: interrupted; the same command resumes from here"
+    assert "Traceback" not in said
 
 
 def test_the_next_commands_name_a_workspace_that_is_not_the_default(tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from unlabeled.errors import InputError
 from unlabeled.parameters import nearest
 
 FASHION_MNIST, DIGITS = "fashion-mnist", "digits"
+NAMES = (DIGITS, FASHION_MNIST, STAMPS)
 DIGITS_FILE = "digits.csv.gz"
 IDX_NAME = re.compile(r"idx\d-ubyte(\.gz)?$")
 
@@ -92,7 +93,7 @@ def _local_path(source: str) -> Path:
     except (OSError, ValueError):  # a name too long, a folder closed to us, a null byte
         missing = True
     if missing:
-        hint = nearest(source, [DIGITS, FASHION_MNIST, STAMPS])
+        hint = nearest(source, NAMES)
         raise InputError(f"no data '{source}': neither a name nor a file or folder here{hint}")
     if next(source_files(path), None) is None:
         raise InputError(f"no data in {path}: the folder holds no file")
