@@ -106,12 +106,12 @@ def open_workspace(folder: Path, data: str = "") -> Path:
 
     folder = folder.resolve()
     images = Path(data).expanduser().resolve()
-    if data and data not in NAMES and folder.is_relative_to(images):
-        # Hidden folders are no part of the data.
-        if not any(part.startswith(".") for part in folder.relative_to(images).parts):
-            raise InputError(
-                f"the workspace {folder} lies inside the data {images}; give another with --workspace"
-            )
+    inside = data and data not in NAMES and folder.is_relative_to(images)
+    # Hidden folders are no part of the data.
+    if inside and not any(part.startswith(".") for part in folder.relative_to(images).parts):
+        raise InputError(
+            f"the workspace {folder} lies inside the data {images}; give another with --workspace"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

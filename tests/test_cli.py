@@ -17,6 +17,7 @@ from pipelines.commands import compare
 from pipelines.options import check_output, open_workspace
 from unlabeled import __version__
 from unlabeled.errors import InputError
+from unlabeled.files import write_json
 from unlabeled.parameters import described
 from unlabeled.probes.few_labels.methods import METHODS
 from unlabeled.signals import all_signals, settings_model
@@ -201,7 +202,10 @@ def test_a_params_yaml_here_that_is_another_programs_is_named_and_the_way_around
     assert f"{tmp_path / 'params.yaml'}" in result.stderr
     assert "taken because it lies here; --parameters names another, as /" in result.stderr
     ours = result.stderr.rstrip(")\n").rpartition(" ")[2]
-    assert "no-such-data" in unlabeled("run", "--parameters", ours, "--data", "no-such-data", cwd=tmp_path).stderr
+    assert (
+        "no-such-data"
+        in unlabeled("run", "--parameters", ours, "--data", "no-such-data", cwd=tmp_path).stderr
+    )
 
 
 def test_a_wrong_option_is_no_fault_of_the_params_yaml_here(tmp_path):
@@ -303,6 +307,31 @@ def test_the_next_commands_name_a_workspace_that_is_not_the_default(tmp_path, mo
     assert "next     unlabeled serve one" in capsys.readouterr().out.splitlines()
 
 
+def test_without_labels_the_leaderboard_shows_what_is_known_and_what_decided(tmp_path, capsys):
+    accuracies = {"knn": None, "linear": None}
+    board = {
+        "rows": [{"method": "dino", "view_retrieval": 0.8214, "effective_rank": 17.25, "seconds": 9, **accuracies}],
+        "baselines": [
+            {"method": "random init", "view_retrieval": 0.3, "effective_rank": 5.0, **accuracies},
+            {"method": "raw pixels", "effective_rank": 4.0, **accuracies},
+        ],
+        "selected": "dino",
+    }  # fmt: skip
+    folder = tmp_path / "runs" / "one"
+    write_json(folder / "selection" / "selection.json", {"criterion": "view_retrieval", "meaning": "views"})
+    cli._print_leaderboard(board, folder)
+    said = capsys.readouterr().out
+    rows = [" ".join(line.split()) for line in said.splitlines()]
+    assert "method views found effective rank images/s seconds" in rows
+    assert "dino ← 82.1% 17.2 – 9" in rows
+    assert "random init 30.0% 5.0 – –" in rows and "raw pixels – 4.0 – –" in rows
+    assert "selected dino, by views" in said.splitlines()
+    board["rows"][0]["linear"] = 0.5
+    cli._print_leaderboard(board, folder)
+    said = capsys.readouterr().out
+    assert "50.0%" in said and "linear" in said and "views found" not in said
+
+
 def test_the_environment_may_name_the_workspace(tmp_path):
     result = unlabeled("runs", UNLABELED_WORKSPACE=str(tmp_path / "elsewhere"))
     assert result.returncode == 2 and f"{tmp_path}/elsewhere" in result.stderr
@@ -344,6 +373,14 @@ def test_ingest_by_hand_tells_what_it_left_out(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "no classes, broken files: 1\nleft out empty.png: empty file\n" in result.stderr
+
+
+def test_ingest_by_hand_names_the_image_that_undoes_the_classes(tmp_path):
+    for number, name in enumerate(("cat/0.png", "dog/0.png", "cover.png")):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / "in" / name)
+    result = unlabeled("ingest", "--data", "in", "-o", "table", cwd=tmp_path)
+    assert "no classes: cover.png lies outside a class folder\n" in result.stderr
 
 
 def test_runs_that_never_ended_are_told(tmp_path):
