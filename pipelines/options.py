@@ -15,7 +15,7 @@ Workspace = Annotated[
 ]
 Profile = Annotated[str, typer.Option(help="Profile of params.yaml.")]
 ParametersFile = Annotated[
-    Path | None, typer.Option("--parameters", help="Parameter file; default: params.yaml here.")
+    Path | None, typer.Option("--parameters", help="Parameter file; default: params.yaml here, else our own.")
 ]
 Set = Annotated[
     list[str] | None,
