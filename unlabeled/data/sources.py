@@ -93,7 +93,7 @@ def _local_path(source: str) -> Path:
     except (OSError, ValueError):  # a name too long, a folder closed to us, a null byte
         missing = True
     if missing:
-        hint = nearest(source, NAMES)
+        hint = nearest(source, [DIGITS, FASHION_MNIST, STAMPS])
         raise InputError(f"no data '{source}': neither a name nor a file or folder here{hint}")
     if next(source_files(path), None) is None:
         raise InputError(f"no data in {path}: the folder holds no file")
