@@ -72,9 +72,11 @@ def options(
 # A place that the user named cannot be read or written. Anything else that the system refuses is a fault of ours.
 PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOENT, errno.ENOTDIR}
 
+INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt
+
 
 def main() -> None:
-    """Run the command line: 0 done, 1 the check or run failed, 2 bad input."""
+    """Run the command line: 0 done, 1 the check or run failed, 2 bad input, 130 interrupted."""
     # SIGTERM ends a command as Ctrl-C does, so that what it started (a server, temporary folders) goes with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -90,9 +92,10 @@ def main() -> None:
             raise
         print(f"unlabeled: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("unlabeled: interrupted; the same command resumes from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("unlabeled: interrupted; the same command resumes from here", file=sys.stderr)
+        raise
 
 
 @app.command()
@@ -111,7 +114,7 @@ def run(
 ) -> None:
     """Run the whole pipeline on this machine; the same command again resumes where it stopped."""
     wanted = parameters_of(profile, data, methods, seed, set_, parameters)
-    workspace = open_workspace(workspace)
+    workspace = open_workspace(workspace, wanted.data)
 
     from rich.console import Console
 
@@ -131,6 +134,9 @@ def run(
     console.print(f"run {folder.name}", highlight=False)
     local.execute(folder, lambda events, ended: display.watch(events, ended, console), cache=not fresh)
     leaderboard = json.loads((folder / "leaderboard.json").read_text())
+    summary = json.loads((folder / "table" / "summary.json").read_text())
+    if "labels_note" in summary:
+        print(f"no classes: {summary['labels_note']}", file=sys.stderr)
     if as_json:
         print_json(leaderboard)
     else:
@@ -336,22 +342,38 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
     def share(value: float | None) -> str:
         return "–" if value is None else f"{value:.1%}"
 
-    rows = []
-    for row in leaderboard["rows"] + leaderboard["baselines"]:
-        chosen = " ←" if row["method"] == leaderboard["selected"] else ""
+    def scores(row: dict[str, Any]) -> dict[str, str]:
+        if not labelled:
+            rank = row.get("effective_rank")
+            return {
+                "views found": share(row.get("view_retrieval")),
+                "effective rank": "–" if rank is None else f"{rank:.1f}",
+            }
         cluster = row.get("cluster") or {}
+        return {
+            "kNN": share(row.get("knn")),
+            "linear": share(row.get("linear")),
+            "cluster ACC": share(cluster.get("acc")),
+            "NMI": share(cluster.get("nmi")),
+        }
+
+    all_rows = leaderboard["rows"] + leaderboard["baselines"]
+    labelled = any(row.get("linear") is not None for row in all_rows)
+    rows = []
+    for row in all_rows:
+        chosen = " ←" if row["method"] == leaderboard["selected"] else ""
         rows.append(
             {
                 "method": row["method"] + chosen,
-                "kNN": share(row.get("knn")),
-                "linear": share(row.get("linear")),
-                "cluster ACC": share(cluster.get("acc")),
-                "NMI": share(cluster.get("nmi")),
+                **scores(row),
                 "images/s": f"{row['images_per_second']:,.0f}" if row.get("images_per_second") else "–",
                 "seconds": f"{row['seconds']:,.0f}" if row.get("seconds") else "–",
             }
         )
     print_table(rows, list(rows[0]))
+    selection = folder / "selection" / "selection.json"
+    if selection.exists():
+        print(f"selected {leaderboard['selected']}, by {json.loads(selection.read_text())['meaning']}")
     name = folder.name
     print(f"report   {folder / 'report.html'}")
     workspace = folder.parents[1]

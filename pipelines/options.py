@@ -15,7 +15,7 @@ Workspace = Annotated[
 ]
 Profile = Annotated[str, typer.Option(help="Profile of params.yaml.")]
 ParametersFile = Annotated[
-    Path | None, typer.Option("--parameters", help="Parameter file; default: params.yaml here.")
+    Path | None, typer.Option("--parameters", help="Parameter file; default: params.yaml here, else our own.")
 ]
 Set = Annotated[
     list[str] | None,
@@ -70,7 +70,7 @@ def parameters_of(
         overrides["methods"] = [name.strip() for name in methods.split(",") if name.strip()]
     if seed is not None:
         overrides["seed"] = seed
-    parameters = load_parameters(file or _parameters_file(), profile, overrides)
+    parameters = load_parameters(file or _parameters_file(profile), profile, overrides)
     parameters = _with_all_methods(parameters) if methods == "all" else parameters
     return _set_for_methods(parameters, overrides)
 
@@ -93,13 +93,25 @@ def _set_for_methods(parameters: Any, overrides: Mapping[str, Any]) -> Any:
     return parameters.model_copy(update={"pretrain": pretrain})
 
 
-def open_workspace(folder: Path) -> Path:
+def open_workspace(folder: Path, data: str = "") -> Path:
     """Return the workspace's full path, made unless it is there.
 
+    Args:
+        data: name or path of the data that will be read: what is written in the workspace must not become part of it.
+
     Raises:
-        InputError: it cannot be made or written.
+        InputError: it cannot be made or written, or lies inside the data.
     """
+    from unlabeled.data.sources import NAMES
+
     folder = folder.resolve()
+    images = Path(data).expanduser().resolve()
+    inside = data and data not in NAMES and folder.is_relative_to(images)
+    # Hidden folders are no part of the data.
+    if inside and not any(part.startswith(".") for part in folder.relative_to(images).parts):
+        raise InputError(
+            f"the workspace {folder} lies inside the data {images}; give another with --workspace"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -156,6 +168,21 @@ def _with_all_methods(parameters: Any) -> Any:
     return parameters.model_copy(update={"methods": tuple(signals)})
 
 
-def _parameters_file() -> Path:
-    here = Path("params.yaml")
-    return here if here.exists() else Path(__file__).parents[1] / "params.yaml"
+def _parameters_file(profile: str) -> Path:
+    """Return params.yaml of the current directory, else the one that comes with the program.
+
+    Raises:
+        InputError: the one here has no such profile, or a wrong one; it may be another program's, as DVC's.
+    """
+    from unlabeled.parameters import load_parameters
+
+    here, ours = Path("params.yaml").absolute(), Path(__file__).parents[1] / "params.yaml"
+    if not here.exists():
+        return ours
+    try:
+        load_parameters(here, profile)
+    except InputError as error:
+        raise InputError(
+            f"{error} (the file was taken because it lies here; --parameters names another, as {ours})"
+        ) from None
+    return here

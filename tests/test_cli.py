@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pipelines.commands import compare
 from pipelines.options import check_output, open_workspace
 from unlabeled import __version__
 from unlabeled.errors import InputError
+from unlabeled.files import write_json
 from unlabeled.parameters import described
 from unlabeled.probes.few_labels.methods import METHODS
 from unlabeled.signals import all_signals, settings_model
@@ -190,6 +192,28 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("content", ["train: {epochs: 3}", "- a list", "cpu: {lr: 0.1}"])
+def test_a_params_yaml_here_that_is_another_programs_is_named_and_the_way_around_it(content, tmp_path):
+    (tmp_path / "params.yaml").write_text(content)
+    result = unlabeled("runs", "--json", cwd=tmp_path)
+    assert "params.yaml" not in result.stderr, "a command without parameters does not read it"
+    result = unlabeled("run", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert f"{tmp_path / 'params.yaml'}" in result.stderr
+    assert "taken because it lies here; --parameters names another, as /" in result.stderr
+    ours = result.stderr.rstrip(")\n").rpartition(" ")[2]
+    assert (
+        "no-such-data"
+        in unlabeled("run", "--parameters", ours, "--data", "no-such-data", cwd=tmp_path).stderr
+    )
+
+
+def test_a_wrong_option_is_no_fault_of_the_params_yaml_here(tmp_path):
+    (tmp_path / "params.yaml").write_text("cpu: {data: digits}")
+    result = unlabeled("run", "--set", "training.epochs=many", cwd=tmp_path)
+    assert result.returncode == 2 and "training.epochs" in result.stderr and "lies here" not in result.stderr
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_ends_in_one_clear_line_and_code_2(name, tmp_path):
     arguments, words = BAD[name]
@@ -213,6 +237,29 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, monkey
         check_output(tmp_path / "made" / "later")
 
 
+def test_a_workspace_inside_the_data_is_refused_before_it_is_made(tmp_path):
+    """What the run writes there would change the data that it reads."""
+    data = tmp_path / "my images"
+    data.mkdir()
+    Image.new("L", (8, 8)).save(data / "0.png")
+    result = unlabeled("run", "--profile", "smoke", "--data", ".", cwd=data)
+    assert result.returncode == 2
+    workspace = data / "workspace"
+    assert (
+        result.stderr
+        == f"unlabeled: the workspace {workspace} lies inside the data {data}; give another with --workspace\n"
+    )
+    assert not workspace.exists()
+    with pytest.raises(InputError, match="lies inside"):
+        open_workspace(data, str(data))
+
+
+def test_a_workspace_that_adds_nothing_to_the_data_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, data in ((".hidden", "."), ("data-workspace", "data"), ("digits", "digits"), (".", "data")):
+        assert open_workspace(Path(folder), data).is_dir()
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_what_the_system_refuses_to_write_is_one_line_and_code_2(code, monkeypatch, capsys):
     def refused():
@@ -233,6 +280,23 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
         cli.main()
 
 
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_says_that_it_resumes(ending, tmp_path):
+    process = subprocess.Popen(
+        [UNLABELED, "run", "--profile", "smoke", "--workspace", tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, the shell has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr.readline().startswith("run digits-")
+    process.send_signal(ending)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "unlabeled: interrupted; the same command resumes from here"
+    assert "Traceback" not in said
+
+
 def test_the_next_commands_name_a_workspace_that_is_not_the_default(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     board = {"rows": [{"method": "simclr"}], "baselines": [], "selected": "simclr"}
@@ -241,6 +305,31 @@ def test_the_next_commands_name_a_workspace_that_is_not_the_default(tmp_path, mo
     assert f"next     unlabeled serve one --workspace '{tmp_path}/my runs'" in said
     cli._print_leaderboard(board, tmp_path / "workspace" / "runs" / "one")
     assert "next     unlabeled serve one" in capsys.readouterr().out.splitlines()
+
+
+def test_without_labels_the_leaderboard_shows_what_is_known_and_what_decided(tmp_path, capsys):
+    accuracies = {"knn": None, "linear": None}
+    board = {
+        "rows": [{"method": "dino", "view_retrieval": 0.8214, "effective_rank": 17.25, "seconds": 9, **accuracies}],
+        "baselines": [
+            {"method": "random init", "view_retrieval": 0.3, "effective_rank": 5.0, **accuracies},
+            {"method": "raw pixels", "effective_rank": 4.0, **accuracies},
+        ],
+        "selected": "dino",
+    }  # fmt: skip
+    folder = tmp_path / "runs" / "one"
+    write_json(folder / "selection" / "selection.json", {"criterion": "view_retrieval", "meaning": "views"})
+    cli._print_leaderboard(board, folder)
+    said = capsys.readouterr().out
+    rows = [" ".join(line.split()) for line in said.splitlines()]
+    assert "method views found effective rank images/s seconds" in rows
+    assert "dino ← 82.1% 17.2 – 9" in rows
+    assert "random init 30.0% 5.0 – –" in rows and "raw pixels – 4.0 – –" in rows
+    assert "selected dino, by views" in said.splitlines()
+    board["rows"][0]["linear"] = 0.5
+    cli._print_leaderboard(board, folder)
+    said = capsys.readouterr().out
+    assert "50.0%" in said and "linear" in said and "views found" not in said
 
 
 def test_the_environment_may_name_the_workspace(tmp_path):
@@ -284,6 +373,14 @@ def test_ingest_by_hand_tells_what_it_left_out(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "no classes, broken files: 1\nleft out empty.png: empty file\n" in result.stderr
+
+
+def test_ingest_by_hand_names_the_image_that_undoes_the_classes(tmp_path):
+    for number, name in enumerate(("cat/0.png", "dog/0.png", "cover.png")):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / "in" / name)
+    result = unlabeled("ingest", "--data", "in", "-o", "table", cwd=tmp_path)
+    assert "no classes: cover.png lies outside a class folder\n" in result.stderr
 
 
 def test_runs_that_never_ended_are_told(tmp_path):

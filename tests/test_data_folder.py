@@ -168,6 +168,27 @@ def test_no_classes(tmp_path: Path, names: list[str]) -> None:
     assert table.rows["label"].isna().all()
 
 
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (["a/0.png", "b/0.png", "cover.png", "d.png"], "cover.png lies outside a class folder"),
+        (
+            ["train/a/0.png", "train/b/0.png", "test/a/0.png", "test/1.png"],
+            "test/1.png lies outside a class folder",
+        ),
+        (["a/0.png", "b/0.png"], None),
+        (["0.png", "1.png"], None),
+        (["a/0.png", "1.png"], None),  # one class would be none all the same
+    ],
+)
+def test_the_image_that_undoes_the_classes_is_named(
+    tmp_path: Path, names: list[str], note: str | None
+) -> None:
+    for seed, name in enumerate(names):
+        save(tmp_path / "in" / name, seed)
+    assert make(tmp_path / "in", tmp_path / "out").summary.get("labels_note") == note
+
+
 def test_a_stray_text_file_does_not_undo_the_classes(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a" / "0.png")
     save(tmp_path / "in" / "b" / "0.png")

@@ -40,6 +40,18 @@ def test_a_fault_names_step_and_log_and_bad_input_stands_alone(fail, tmp_path):
     assert isinstance(error, InputError) and str(error) == "no images"
 
 
+def test_no_module_of_the_current_directory_is_imported(tmp_path, monkeypatch):
+    for name in ("select.py", "tokenize.py", "pipelines/__init__.py", "pipelines/local.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('a file of the user was executed')")
+    folder = tmp_path / "workspace" / "runs" / "one"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    # The worker starts, and ends at the first thing that it reads.
+    with pytest.raises(CheckFailed, match=rf"No such file or directory: '{folder / local.REQUEST}'"):
+        local.execute(folder, lambda events, ended: None)
+
+
 def test_a_step_has_the_number_of_threads_that_it_is_given_and_no_other_has():
     given = {"pretrain": "4", "self_label": "2", "record": "1"}
 

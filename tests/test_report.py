@@ -11,7 +11,7 @@ import pytest
 from report_bundle import build_bundle
 
 from unlabeled.errors import InputError
-from unlabeled.files import read_json
+from unlabeled.files import read_json, write_json
 from unlabeled.report.plots import data_uri
 from unlabeled.report.report import duration, number, percent, write_report
 
@@ -165,6 +165,13 @@ def test_without_labels_no_accuracy_is_shown_and_the_page_says_why(tmp_path: Pat
     assert "No labels: how well the clusters agree" in text
     assert "No labels: the classifier was trained on the clusters" in text
     assert "Linear probe" not in text and "Effective rank" in text
+
+
+def test_the_image_that_undid_the_classes_is_named(tmp_path: Path) -> None:
+    bundle = build_bundle(tmp_path, labelled=False)
+    summary = read_json(bundle / "table" / "summary.json")
+    write_json(bundle / "table" / "summary.json", summary | {"labels_note": "<cover>.png lies outside"})
+    assert "none: <cover>.png lies outside" in Page(report(bundle)).text
 
 
 def test_broken_files_warnings_and_offenders_are_shown(tmp_path: Path) -> None:

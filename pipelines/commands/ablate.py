@@ -32,7 +32,7 @@ def augmentations(
     from pipelines.request import PARALLEL_METHODS
     from pipelines.study import PAGE, carry_out, open_study
 
-    workspace = open_workspace(workspace)
+    workspace = open_workspace(workspace, data)
     threads = max(1, len(os.sched_getaffinity(0)) // PARALLEL_METHODS)
     given = {"steps": steps, "images": images, "threads": threads}
     arguments = _arguments(data, given, seeds, seed, transforms, workspace / "cache")

@@ -56,6 +56,8 @@ def ingest(
         f"broken files: {len(broken) or 'none'}",
         file=sys.stderr,
     )
+    if "labels_note" in summary:
+        print(f"no classes: {summary['labels_note']}", file=sys.stderr)
     for file in broken:
         print(f"left out {file['path']}: {file['reason']}", file=sys.stderr)
 

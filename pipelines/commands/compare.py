@@ -56,7 +56,7 @@ def labels(
     if draws is not None:
         set_.append(f"few_labels.draws={draws}")
     wanted = parameters_of(profile, data, None, seed, set_, parameters)
-    workspace = open_workspace(workspace)
+    workspace = open_workspace(workspace, wanted.data)
 
     from pipelines.study import PAGE, carry_out, open_study
 

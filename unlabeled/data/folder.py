@@ -42,7 +42,7 @@ def read_folder(folder: Path, parameters: Ingest, workers: int = 0) -> Reading:
     found = sum(1 for _ in source_files(folder))
     broken: dict[str, str] = {}
     classes: set[str] = set()
-    gray, in_class_folders, done = True, True, 0
+    gray, outside, done = True, "", 0
 
     def header(name: str, path: Path) -> bool:
         if splits and name.split("/")[0] not in splits:
@@ -58,14 +58,19 @@ def read_folder(folder: Path, parameters: Ingest, workers: int = 0) -> Reading:
                 continue
             gray = gray and result
             first, *rest = _below_split(name, splits)
-            classes.add(first)
-            in_class_folders = in_class_folders and bool(rest)
+            if rest:
+                classes.add(first)
+            else:
+                outside = outside or name
         done += len(chunk)
         progress.report(done, found, "headers")
-    names = sorted(classes) if in_class_folders and len(classes) > 1 else []
+    several = len(classes) > 1
+    names = sorted(classes) if several and not outside else []
     channels = {"auto": 1 if gray else 3, "gray": 1, "rgb": 3}[parameters.channels]
     image_shape = (channels, parameters.image_size, parameters.image_size)
-    reading = Reading("images", names, image_shape, found, iter(()), [])
+    reading = Reading("images", names, image_shape, found, iter(()))
+    if several and outside:
+        reading.labels_note = f"{outside} lies outside a class folder"
     for name, reason in broken.items():
         reading.add_broken(name, reason)
     reading.check_broken(parameters.max_broken_share)

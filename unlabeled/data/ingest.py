@@ -77,6 +77,8 @@ def ingest(
             "counts": counts,
             "broken": sorted(reading.broken, key=lambda file: file["path"]),
         }
+        if reading.labels_note and not classes:
+            summary["labels_note"] = reading.labels_note
         write_json(folder / SUMMARY, summary)
     seconds = time.perf_counter() - started
     images = writer.counts.total()

@@ -43,6 +43,7 @@ class Reading:
         found: number of images and of files that are no image.
         batches: the images, in the order of the table.
         broken: {"path", "reason"} of each image that cannot be read; complete when `batches` is spent.
+        labels_note: why there are no classes though the source seems to have some; empty: nothing to say.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Reading:
     found: int
     batches: Iterator[Batch]
     broken: list[dict[str, str]] = field(default_factory=list)
+    labels_note: str = ""
 
     def add_broken(self, path: str, reason: str) -> None:
         """Note a file that cannot be used; bytes of its path that are no UTF-8 are shown escaped."""

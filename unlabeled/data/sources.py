@@ -12,6 +12,7 @@ from unlabeled.errors import InputError
 from unlabeled.parameters import nearest
 
 FASHION_MNIST, DIGITS = "fashion-mnist", "digits"
+NAMES = (DIGITS, FASHION_MNIST, STAMPS)
 DIGITS_FILE = "digits.csv.gz"
 IDX_NAME = re.compile(r"idx\d-ubyte(\.gz)?$")
 

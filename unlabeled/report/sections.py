@@ -150,6 +150,7 @@ def data(table: ImageTable, described: Mapping[str, Any]) -> dict[str, Any]:
             for label, name in enumerate(table.classes)
         ],
         "sample": tiles(table.images(sample)),
+        "labels_note": table.summary.get("labels_note"),
         "broken": table.summary.get("broken", []),
         "listed": LISTED,
     }
