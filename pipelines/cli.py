@@ -150,7 +150,7 @@ def runs(
         print_json(rows)
     elif rows:
         flat = [{**row, "data": row["data"].get("source", "")} for row in rows]
-        print_table(flat, ["run", "started", "data", "selected"])
+        print_table(flat, ["run", "finished", "data", "selected"])
     else:
         print(
             f"no run is recorded in {registry or workspace}; start one with `unlabeled run`", file=sys.stderr

@@ -27,6 +27,7 @@ from unlabeled.lineage import registry as registry_module
 from unlabeled.lineage.audit import audit
 from unlabeled.lineage.commit import is_folder
 from unlabeled.lineage.git import git
+from unlabeled.lineage.promotion import find_run
 from unlabeled.lineage.record import record
 from unlabeled.lineage.registry import Registry, reference_table
 from unlabeled.lineage.store import Store
@@ -79,6 +80,22 @@ def test_runs_come_newest_first(two):
         assert row["selected"] == "simclr"
     assert rows[0]["started"] > rows[1]["started"]
     assert registry.show("run-a") == read_json(bundles[0] / "record.json")
+
+
+def test_a_run_that_began_with_steps_from_the_cache_is_the_newest(tmp_path):
+    registry = Registry.embedded(tmp_path / "registry")
+    first = run_steps(tmp_path / "first", seed=0)
+    other = run_steps(tmp_path / "other", seed=1)
+    last = run_steps(tmp_path / "last", seed=0, changed="finetune")
+    cached = {name: first[name] for name in ("raw", "table")}
+    for name, artifacts in (("first", first), ("other", other), ("last", {**last, **cached})):
+        data = {"source": "mini", "digest": dvc_digest(artifacts["raw"].path), "reference": ""}
+        address = registry.url, registry.remote, tmp_path / "bundles" / name
+        record(name, artifacts, {"data": "mini"}, data, *address)
+    rows = registry.runs()
+    assert [row["run"] for row in rows] == ["last", "other", "first"]
+    assert rows[0]["started"] == rows[2]["started"] < rows[1]["started"]
+    assert find_run(registry, "") == "last"
 
 
 def test_an_absent_registry_holds_no_runs_and_reading_creates_nothing(tmp_path):
