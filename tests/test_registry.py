@@ -428,6 +428,31 @@ def test_no_registry_is_not_a_sound_one(tmp_path):
         list(verify(Registry(str(tmp_path / "typo.git"), str(tmp_path / "store"))))
 
 
+READS = {
+    "verify": lambda registry, folder: list(verify(registry)),
+    "audit": lambda registry, folder: audit(registry, "run-a"),
+    "fetch": lambda registry, folder: registry.fetch("run-a", folder),
+}
+
+
+@pytest.mark.parametrize("name", ["nothing", "file"])
+@pytest.mark.parametrize("read", READS)
+def test_a_mistyped_remote_is_no_damage(two, tmp_path, read, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"^no DVC remote at {tmp_path / name}$"):
+        READS[read](Registry(two[0].url, str(tmp_path / name)), tmp_path / "fetched")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_an_empty_remote_is_damage(two, tmp_path):
+    (tmp_path / "empty").mkdir()
+    registry = Registry(two[0].url, str(tmp_path / "empty"))
+    assert [report.proven for report in verify(registry)] == [False, False]
+    assert "is missing in the store" in audit(registry, "run-a").differences[0].what
+    with pytest.raises(CheckFailed, match="is missing in the registry's store"):
+        registry.fetch("run-a", tmp_path / "fetched")
+
+
 def test_hostile_git_settings_of_the_user_change_nothing(tmp_path, monkeypatch):
     hooks = tmp_path / "hooks"
     hooks.mkdir()
