@@ -123,7 +123,7 @@ def run(
 
     asked = resolve(wanted)
     registry = Registry.embedded(workspace / "registry")
-    reference = newest_of(registry, asked.data)
+    reference = newest_of(registry, asked.data, asked.ingest)
     arguments = pipeline_arguments(asked, workspace / "cache", registry.url, registry.remote, reference)
     signature.check_signing_key()
     folder = local.open_run(workspace, arguments)
