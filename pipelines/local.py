@@ -81,7 +81,6 @@ def execute(
                 progress.VARIABLE: str(folder / EVENTS),
                 CACHE: str(workspace / "cache"),
                 "PYTHONUNBUFFERED": "1",
-                "PYTHONSAFEPATH": "1",  # `-m` looks here first: the user's own select.py would be imported
                 "TOKENIZERS_PARALLELISM": "false",
             }
         )

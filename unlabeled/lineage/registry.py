@@ -123,12 +123,13 @@ class Registry:
     def runs(self) -> list[dict[str, Any]]:
         """Return the recorded runs, newest first: run, started, finished, data, selected, digest.
 
+        The newest is the one that finished last: its first steps may be as old as the cache that they came from.
         A run whose record cannot be read has the key `error`, and nothing but its name is filled.
         """
         names = self._names()
         files = self._read_all([f"{TAGS}{run}:{name}" for run in names for name in (RECORD, LEADERBOARD)])
         rows = [_row(run, *pair) for run, pair in zip(names, zip(files[::2], files[1::2]))]
-        return sorted(rows, key=lambda row: (row["started"], row["finished"], row["run"]), reverse=True)
+        return sorted(rows, key=lambda row: (row["finished"], row["started"], row["run"]), reverse=True)
 
     def show(self, run: str) -> dict[str, Any]:
         """Return a run's record.
