@@ -126,7 +126,7 @@ def run(
 
     asked = resolve(wanted)
     registry = Registry.embedded(workspace / "registry")
-    reference = newest_of(registry, asked.data)
+    reference = newest_of(registry, asked.data, asked.ingest)
     arguments = pipeline_arguments(asked, workspace / "cache", registry.url, registry.remote, reference)
     signature.check_signing_key()
     folder = local.open_run(workspace, arguments)
@@ -156,7 +156,7 @@ def runs(
         print_json(rows)
     elif rows:
         flat = [{**row, "data": row["data"].get("source", "")} for row in rows]
-        print_table(flat, ["run", "started", "data", "selected"])
+        print_table(flat, ["run", "finished", "data", "selected"])
     else:
         print(
             f"no run is recorded in {registry or workspace}; start one with `unlabeled run`", file=sys.stderr

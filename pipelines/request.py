@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unlabeled.data.sources import data_digest
+from unlabeled.data.sources import absolute, data_digest
 from unlabeled.digest import code_digest, json_digest
 from unlabeled.errors import InputError
 from unlabeled.parameters import Parameters
@@ -20,6 +20,8 @@ PARALLEL_METHODS = 2
 def resolve(parameters: Parameters, on_cluster: bool = False) -> Parameters:
     """Return the parameters with nothing left open: settings of each method checked, threads counted.
 
+    Data here get their full path: it tells which earlier run was on the same. On a cluster a path is the pods'.
+
     Raises:
         InputError: a method or one of its settings is unknown or wrong, or several nodes are asked of this machine.
     """
@@ -30,7 +32,8 @@ def resolve(parameters: Parameters, on_cluster: bool = False) -> Parameters:
     if not threads:
         threads = max(1, len(os.sched_getaffinity(0)) // min(len(methods), PARALLEL_METHODS))
     training = parameters.training.model_copy(update={"threads": threads})
-    resolved = parameters.model_copy(update={"pretrain": methods, "training": training})
+    data = parameters.data if on_cluster else absolute(parameters.data)
+    resolved = parameters.model_copy(update={"data": data, "pretrain": methods, "training": training})
     if nodes(resolved) > 1 and not on_cluster:
         raise InputError(
             f"training.nodes is {nodes(resolved)}, this machine is one: several nodes train on Kubeflow, "

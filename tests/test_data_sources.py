@@ -11,7 +11,7 @@ from unlabeled.data.download import FILES, WAYS, fetch_fashion_mnist
 from unlabeled.data.files import source_digest
 from unlabeled.data.ingest import ingest
 from unlabeled.data.pin import VARIABLE, read_pin
-from unlabeled.data.sources import FASHION_MNIST, KNOWN, data_digest, fetch
+from unlabeled.data.sources import FASHION_MNIST, KNOWN, absolute, data_digest, fetch
 from unlabeled.data.table import ImageTable
 from unlabeled.digest import dvc_digest, tree_digest
 from unlabeled.errors import InputError
@@ -247,6 +247,25 @@ def test_home_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert data_digest("~/in", tmp_path) == data_digest("in", tmp_path) == dvc_digest(tmp_path / "in")
+
+
+def test_a_path_is_the_same_from_any_folder_and_a_name_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here / "in", here / "digits", there / "in"):
+        gray_folder(folder, 2)
+    (here / "link").symlink_to(there / "in")
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.chdir(here)
+    same = ("in", "./in", "in/", "../here/in", "in/../in", "~/in", str(here / "in"))
+    assert {absolute(source) for source in same} == {str(here / "in")}
+    assert absolute("link") == str(here / "link"), "what it leads to may be other data tomorrow"
+    assert absolute(".") == str(here)
+    for name in ("digits", "stamps", FASHION_MNIST, "no-such-data", "", "a\0b", "n" * 300):
+        assert absolute(name) == name
+    monkeypatch.chdir(there)
+    assert absolute("in") == str(there / "in")
 
 
 def test_default_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -514,9 +514,12 @@ def test_the_pin_holds_what_it_is_given_and_finds_what_it_is_not(tmp_path: Path)
     folder.mkdir()
     (folder / "a.png").write_bytes(b"one")
 
-    def pinned(source: str = str(folder), digest: str = "", reference: str = "") -> tuple[str, str]:
+    def pinned(
+        source: str = str(folder), digest: str = "", reference: str = "", image_size: float = 32.0
+    ) -> tuple[str, str]:
         return pin.python_func(
             source=source,
+            ingest_parameters={"image_size": image_size},  # in a dict, KFP's numbers are floats
             data_digest=digest,
             reference=reference,
             registry=registry.url,
@@ -530,6 +533,7 @@ def test_the_pin_holds_what_it_is_given_and_finds_what_it_is_not(tmp_path: Path)
     (folder / "b.png").write_bytes(b"two")
     assert pinned()[0] == dvc_digest(folder) != before[0]
     assert pinned("mini", "0" * 32 + ".dir") == ("0" * 32 + ".dir", "mini-1")
+    assert pinned("mini", "a", image_size=16.0) == ("a", ""), "other tables than those of that run"
     assert pinned(digest="a", reference="mini-0") == ("a", "mini-0")
 
 
@@ -545,7 +549,7 @@ def test_a_run_that_cannot_be_signed_fails_at_its_start(
         "code_digest": code_digest(),
     }
     with pytest.raises(InputError, match="is no private key that signs"):
-        pin.python_func(source="mini", data_digest="0" * 32 + ".dir", **common)
+        pin.python_func(source="mini", ingest_parameters={}, data_digest="0" * 32 + ".dir", **common)
     (tmp_path / "table").mkdir()
     with pytest.raises(InputError, match="is no private key that signs"):
         validate.python_func(

@@ -27,6 +27,7 @@ from unlabeled.lineage import registry as registry_module
 from unlabeled.lineage.audit import audit
 from unlabeled.lineage.commit import is_folder
 from unlabeled.lineage.git import git
+from unlabeled.lineage.promotion import find_run
 from unlabeled.lineage.record import record
 from unlabeled.lineage.registry import Registry, reference_table
 from unlabeled.lineage.store import Store
@@ -79,6 +80,22 @@ def test_runs_come_newest_first(two):
         assert row["selected"] == "simclr"
     assert rows[0]["started"] > rows[1]["started"]
     assert registry.show("run-a") == read_json(bundles[0] / "record.json")
+
+
+def test_a_run_that_began_with_steps_from_the_cache_is_the_newest(tmp_path):
+    registry = Registry.embedded(tmp_path / "registry")
+    first = run_steps(tmp_path / "first", seed=0)
+    other = run_steps(tmp_path / "other", seed=1)
+    last = run_steps(tmp_path / "last", seed=0, changed="finetune")
+    cached = {name: first[name] for name in ("raw", "table")}
+    for name, artifacts in (("first", first), ("other", other), ("last", {**last, **cached})):
+        data = {"source": "mini", "digest": dvc_digest(artifacts["raw"].path), "reference": ""}
+        address = registry.url, registry.remote, tmp_path / "bundles" / name
+        record(name, artifacts, {"data": "mini"}, data, *address)
+    rows = registry.runs()
+    assert [row["run"] for row in rows] == ["last", "other", "first"]
+    assert rows[0]["started"] == rows[2]["started"] < rows[1]["started"]
+    assert find_run(registry, "") == "last"
 
 
 def test_an_absent_registry_holds_no_runs_and_reading_creates_nothing(tmp_path):
@@ -409,6 +426,31 @@ def test_a_remote_that_is_no_folder(tmp_path):
 def test_no_registry_is_not_a_sound_one(tmp_path):
     with pytest.raises(InputError, match=r"there is no registry at .*typo"):
         list(verify(Registry(str(tmp_path / "typo.git"), str(tmp_path / "store"))))
+
+
+READS = {
+    "verify": lambda registry, folder: list(verify(registry)),
+    "audit": lambda registry, folder: audit(registry, "run-a"),
+    "fetch": lambda registry, folder: registry.fetch("run-a", folder),
+}
+
+
+@pytest.mark.parametrize("name", ["nothing", "file"])
+@pytest.mark.parametrize("read", READS)
+def test_a_mistyped_remote_is_no_damage(two, tmp_path, read, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"^no DVC remote at {tmp_path / name}$"):
+        READS[read](Registry(two[0].url, str(tmp_path / name)), tmp_path / "fetched")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_an_empty_remote_is_damage(two, tmp_path):
+    (tmp_path / "empty").mkdir()
+    registry = Registry(two[0].url, str(tmp_path / "empty"))
+    assert [report.proven for report in verify(registry)] == [False, False]
+    assert "is missing in the store" in audit(registry, "run-a").differences[0].what
+    with pytest.raises(CheckFailed, match="is missing in the registry's store"):
+        registry.fetch("run-a", tmp_path / "fetched")
 
 
 def test_hostile_git_settings_of_the_user_change_nothing(tmp_path, monkeypatch):

@@ -37,6 +37,15 @@ KNOWN = {
 }
 
 
+def absolute(source: str) -> str:
+    """Return a source as it is called from any folder: the full path of a file or folder here, a name as it is.
+
+    A link stays one: it may be the constant name of changing data.
+    """
+    path = None if source in (FASHION_MNIST, DIGITS, STAMPS) else _existing(source)
+    return str(path.parent.resolve() / path.name) if path else source
+
+
 def data_digest(source: str, cache: Path) -> str:
     """Return the DVC digest (md5 ending in `.dir`) of a source; a single file counts as a folder holding it.
 
@@ -87,14 +96,18 @@ def _local_path(source: str) -> Path:
         package = find_spec("sklearn")  # its import would take a second
         assert package is not None and package.origin is not None
         return Path(package.origin).parent / "datasets" / "data" / DIGITS_FILE
-    path = Path(source).expanduser()
-    try:
-        missing = not source or not path.exists()
-    except (OSError, ValueError):  # a name too long, a folder closed to us, a null byte
-        missing = True
-    if missing:
+    path = _existing(source)
+    if path is None:
         hint = nearest(source, [DIGITS, FASHION_MNIST, STAMPS])
         raise InputError(f"no data '{source}': neither a name nor a file or folder here{hint}")
     if next(source_files(path), None) is None:
         raise InputError(f"no data in {path}: the folder holds no file")
     return path
+
+
+def _existing(source: str) -> Path | None:
+    path = Path(source).expanduser()
+    try:
+        return path if source and path.exists() else None
+    except (OSError, ValueError):  # a name too long, a folder closed to us, a null byte
+        return None

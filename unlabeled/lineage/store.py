@@ -43,6 +43,7 @@ class Store:
             config["remote"].setdefault(REMOTE, {})["url"] = url
             filesystem, settings, path = get_cloud_fs(config, name=REMOTE)
             opened = filesystem(**settings)
+            self._root, self._is_folder = path, opened.protocol == "local"
             self._objects: Any = get_odb(opened, opened.join(path, "files", "md5"), hash_name="md5")
         except Exception as error:  # plug-ins raise what they like
             raise InputError(f"cannot use {url} as a DVC remote: {_one_line(error)}") from None
@@ -53,13 +54,17 @@ class Store:
         Raises:
             FileNotFoundError: it is not there.
             OSError: it lies in a folder and cannot be read.
-            InputError: the remote cannot be reached.
+            InputError: the remote cannot be reached, or is a folder that does not exist.
         """
         try:
             with self._objects.fs.open(self._objects.oid_to_path(name), "rb") as file:
                 yield from blocks(file)
         except Exception as error:  # as above
-            if self._objects.fs.protocol == "local" or _not_there(error):
+            # A remote that was mistyped has lost nothing.
+            nowhere = isinstance(error, FileNotFoundError | NotADirectoryError)
+            if self._is_folder and nowhere and not self._objects.fs.isdir(self._root):
+                raise InputError(f"no DVC remote at {self.url}") from None
+            if self._is_folder or _not_there(error):
                 raise
             # S3 says no more than "Forbidden" to a wrong secret.
             hint = "; check its credentials" if isinstance(error, PermissionError) else ""
@@ -84,8 +89,9 @@ class Store:
             InputError: the remote cannot be reached or written.
         """
         # S3's client takes minutes to tell of each upload that no server is there, and seconds of a read.
-        with suppress(FileNotFoundError):
-            next(self.read(next(iter(objects), "0" * 32)), b"")
+        if not self._is_folder:
+            with suppress(FileNotFoundError):
+                next(self.read(next(iter(objects), "0" * 32)), b"")
         try:
             self._send({name: objects[name] for name in objects if not self._objects.exists(name)})
             damaged = self._damaged(objects)
