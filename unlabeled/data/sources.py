@@ -42,7 +42,7 @@ def absolute(source: str) -> str:
 
     A link stays one: it may be the constant name of changing data.
     """
-    path = None if source in (FASHION_MNIST, DIGITS, STAMPS) else _existing(source)
+    path = None if source in NAMES else _existing(source)
     return str(path.parent.resolve() / path.name) if path else source
 
 
@@ -98,7 +98,7 @@ def _local_path(source: str) -> Path:
         return Path(package.origin).parent / "datasets" / "data" / DIGITS_FILE
     path = _existing(source)
     if path is None:
-        hint = nearest(source, [DIGITS, FASHION_MNIST, STAMPS])
+        hint = nearest(source, NAMES)
         raise InputError(f"no data '{source}': neither a name nor a file or folder here{hint}")
     if next(source_files(path), None) is None:
         raise InputError(f"no data in {path}: the folder holds no file")
