@@ -95,9 +95,12 @@ def test_a_missing_object_is_named(one, no_export, name):
         assert any("not checked" in note and "ONNX" in note for note in report.notes)
 
 
-def test_a_lost_store_is_named_file_by_file(own, no_export):
+def test_a_store_that_lost_everything_is_named_file_by_file(own, no_export):
     registry, _ = own
     Path(registry.remote).rename(registry.remote + "-away")
+    with pytest.raises(InputError, match="no DVC remote at"):
+        audit(registry, "one")
+    Path(registry.remote).mkdir()
     report = audit(registry, "one")
     assert {file for _, file in named(report)} >= KINDS.keys()
 

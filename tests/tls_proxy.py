@@ -1,6 +1,7 @@
 """HTTPS in front of any server on loopback, with a certificate made for it."""
 
 import ipaddress
+import select
 import socket
 import socketserver
 import ssl
@@ -57,8 +58,7 @@ def https(url: str, certificate: Path, speaks: str = "http/1.1") -> Iterator[str
                 context.wrap_socket(self.request, server_side=True) as client,
                 socket.create_connection((host, int(port))) as server,
             ):
-                threading.Thread(target=pump, args=(client, server), daemon=True).start()
-                pump(server, client)
+                relay(client, server)
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
@@ -71,10 +71,15 @@ def https(url: str, certificate: Path, speaks: str = "http/1.1") -> Iterator[str
             server.shutdown()
 
 
-def pump(source: socket.socket, target: socket.socket) -> None:
-    """Pass on what one side sends until it has no more, and say so to the other."""
-    with suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+def relay(client: ssl.SSLSocket, server: socket.socket) -> None:
+    """Pass on what each side sends until the server has no more; one thread, since an SSL socket is not for two."""
+    others: dict[socket.socket, socket.socket] = {client: server, server: client}
+    open_ends: list[socket.socket] = [client, server]
+    while server in open_ends:
+        for source in [client] if client.pending() else select.select(open_ends, [], [])[0]:
+            if data := source.recv(1 << 16):
+                others[source].sendall(data)
+                continue
+            open_ends.remove(source)
+            if source is client:
+                server.shutdown(socket.SHUT_WR)
