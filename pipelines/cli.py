@@ -1,7 +1,6 @@
 """The command line. Heavy libraries are imported by the command that needs them, so that help comes at once."""
 
 import errno
-import json
 import shlex
 import signal
 import sys
@@ -44,6 +43,7 @@ from pipelines.options import (
 from pipelines.printing import print_json, print_table
 from unlabeled import __version__
 from unlabeled.errors import CheckFailed, InputError
+from unlabeled.files import read_json
 
 app = typer.Typer(
     name="unlabeled",
@@ -133,8 +133,8 @@ def run(
     console = Console(stderr=True)
     console.print(f"run {folder.name}", highlight=False)
     local.execute(folder, lambda events, ended: display.watch(events, ended, console), cache=not fresh)
-    leaderboard = json.loads((folder / "leaderboard.json").read_text())
-    summary = json.loads((folder / "table" / "summary.json").read_text())
+    leaderboard = read_json(folder / "leaderboard.json")
+    summary = read_json(folder / "table" / "summary.json")
     if "labels_note" in summary:
         print(f"no classes: {summary['labels_note']}", file=sys.stderr)
     if as_json:
@@ -373,7 +373,7 @@ def _print_leaderboard(leaderboard: dict[str, Any], folder: Path) -> None:
     print_table(rows, list(rows[0]))
     selection = folder / "selection" / "selection.json"
     if selection.exists():
-        print(f"selected {leaderboard['selected']}, by {json.loads(selection.read_text())['meaning']}")
+        print(f"selected {leaderboard['selected']}, by {read_json(selection)['meaning']}")
     name = folder.name
     print(f"report   {folder / 'report.html'}")
     workspace = folder.parents[1]
